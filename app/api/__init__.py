@@ -1,0 +1,1 @@
+"""The HTTP side: bodies in, engine and shaping calls, bodies out."""

@@ -1,0 +1,280 @@
+"""The engine: one call, `Engine.score`, behind which everything else lives.
+
+Three kinds of threads, each the owner of its state. The caller's event loop owns the requests and only awaits futures;
+one thread tokenizes, in batches, a slice of each request at a time; one thread a device owns that device's models and
+computes what its `Scheduler` gives it. An exception fails the jobs of its batch, never a thread; a thread that dies all
+the same fails what it had and `is_alive` says so.
+"""
+
+import asyncio
+import math
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
+
+import torch
+
+from app.engine.reward_model import RewardModel
+from app.engine.scheduler import Job, Ticket
+from app.engine.sequence import Scored, Sequence
+from app.engine.threads import DeviceThread, Outcome, TokenizerThread
+from app.engine.tokenization import Input, TokenIds, Truncation
+from app.errors import (
+    DeadlineExceededError,
+    InferenceFailedError,
+    InvalidInputError,
+    NonFiniteScoreError,
+    OverloadedError,
+    RequestError,
+    ShuttingDownError,
+)
+
+DEAD = "the model thread has died; the service must be restarted"
+TOKENIZE_SLICE = 32
+"""Inputs of one request that are tokenized before it is the next one's turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class ItemScore:
+    """What one model says of one input."""
+
+    score: float
+    num_tokens: int
+    truncated: bool
+    token_scores: list[float] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """A request's answer: per input and model, and the tokens that went in and that were computed."""
+
+    items: list[dict[str, ItemScore]]
+    num_tokens: int
+    num_computed_tokens: int
+
+
+class Request(Ticket):
+    """One call of `Engine.score` on its way. Its results belong to the event loop, its cursor to the tokenizer."""
+
+    def __init__(
+        self,
+        inputs: Many[Input],
+        models: tuple[str, ...],
+        truncation: Truncation,
+        token_scores: bool,
+        future: asyncio.Future[Scores],
+    ) -> None:
+        super().__init__()
+        self.inputs = inputs
+        self.models = models
+        self.truncation = truncation
+        self.token_scores = token_scores
+        self.future = future
+        self.cursor = 0
+        self.items: list[dict[str, ItemScore]] = [{} for _ in inputs]
+        self.num_missing = len(inputs) * len(models)
+        self.num_tokens = 0
+        self.num_computed_tokens = 0
+
+    def fail(self, error: Exception) -> None:
+        self.cancelled = True
+        if not self.future.done():
+            self.future.set_exception(error)
+
+    def record(self, job: Job, model: str, scored: Scored | RequestError) -> None:
+        if self.future.done():
+            return
+        if isinstance(scored, RequestError):
+            self.fail(scored)
+            return
+        if not math.isfinite(scored.score):
+            place = self.inputs[job.slot]
+            self.fail(NonFiniteScoreError(f"{place.place}: the {model} model gives it {scored.score}", place.item))
+            return
+        sequence = job.sequence
+        self.items[job.slot][model] = ItemScore(
+            scored.score, sequence.num_tokens, sequence.truncated, scored.token_scores
+        )
+        self.num_tokens += sequence.num_tokens
+        self.num_computed_tokens += job.num_new_tokens
+        self.num_missing -= 1
+        if not self.num_missing:
+            self.future.set_result(Scores(self.items, self.num_tokens, self.num_computed_tokens))
+
+
+class Engine:
+    """Scores inputs with the models that are loaded. `start` before the first call, on the event loop that calls."""
+
+    def __init__(
+        self,
+        models: Mapping[str, RewardModel],
+        *,
+        max_queue_tokens: int | None = None,
+        max_waiting_requests: int = 8192,
+        num_threads: int | None = None,
+    ) -> None:
+        self.models = dict(models)
+        self.max_waiting_requests = max_waiting_requests
+        self._vocabularies = {name: model.tokenization.fingerprint for name, model in self.models.items()}
+        self._tokenizations = {self._vocabularies[name]: model.tokenization for name, model in self.models.items()}
+        self.devices = {
+            device: DeviceThread(
+                [model for model in self.models.values() if model.device == device],
+                max_queue_tokens=max_queue_tokens,
+                num_threads=num_threads,
+                deliver=self._deliver,
+            )
+            for device in dict.fromkeys(model.device for model in self.models.values())
+        }
+        self._tokenizer = TokenizerThread(self._tokenize_slice, self._fail_requests)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._live: set[Request] = set()
+        self._closed = False
+
+    def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        for thread in self._threads():
+            thread.start()
+
+    def close(self) -> None:
+        """Stops the threads after the batches that they are in; whoever still waits gets ShuttingDownError."""
+        self._closed = True
+        for request in list(self._live):
+            request.fail(ShuttingDownError("the service is shutting down; retry elsewhere"))
+        for thread in self._threads():
+            thread.stop()
+        for thread in self._threads():
+            thread.join()
+
+    @property
+    def is_alive(self) -> bool:
+        return all(thread.is_alive() for thread in self._threads())
+
+    @property
+    def num_live_requests(self) -> int:
+        return len(self._live)
+
+    @property
+    def shares_vocabulary(self) -> bool:
+        """Whether token ids mean the same to all the models."""
+        return len(self._tokenizations) == 1
+
+    def _threads(self) -> list[DeviceThread | TokenizerThread[Request]]:
+        return [self._tokenizer, *self.devices.values()]
+
+    async def score(
+        self,
+        inputs: Many[Input],
+        *,
+        models: tuple[str, ...] | None = None,
+        truncation: Truncation = "error",
+        token_scores: bool = False,
+        deadline_seconds: float | None = None,
+    ) -> Scores:
+        """The scores of at least one input by the models named, by default all; in the order of the inputs.
+
+        Raises a RequestError: of the input that deserves it, of the queue, the deadline or the model. A call that is
+        cancelled leaves the queue before it costs tokens.
+        """
+        assert self._loop is not None, "start the engine first"
+        if self._closed:
+            raise ShuttingDownError("the service is shutting down; retry elsewhere")
+        if not self.is_alive:
+            raise InferenceFailedError(DEAD)
+        models = models if models is not None else tuple(self.models)
+        self._refuse(inputs, models, token_scores)
+        future: asyncio.Future[Scores] = self._loop.create_future()
+        request = Request(inputs, models, truncation, token_scores, future)
+        self._live.add(request)
+        try:
+            async with asyncio.timeout(deadline_seconds):
+                self._tokenizer.submit(request)
+                return await future
+        except TimeoutError:
+            raise DeadlineExceededError(
+                f"no answer within the deadline of {deadline_seconds:g} s; send less at once, or raise the deadline"
+            ) from None
+        finally:
+            request.cancelled = True
+            self._live.discard(request)
+
+    def _refuse(self, inputs: Many[Input], models: tuple[str, ...], token_scores: bool) -> None:
+        num_waiting = self._tokenizer.num_waiting + sum(d.scheduler.num_waiting_requests for d in self.devices.values())
+        if num_waiting >= self.max_waiting_requests:
+            raise OverloadedError(f"{num_waiting} requests wait for room in the queue; retry later")
+        for name in models:
+            if token_scores and not self.models[name].is_causal:
+                raise InvalidInputError(f"token_scores needs a causal model, and the {name} model is none")
+        if len({self._vocabularies[name] for name in models}) > 1:
+            for item in inputs:
+                if isinstance(item.form, TokenIds):
+                    raise InvalidInputError(
+                        f"{item.place} has input_ids, which mean different tokens to {' and '.join(models)}; name one model",
+                        item.item,
+                    )
+
+    def _tokenize_slice(self, requests: list[Request]) -> list[Request]:
+        """Tokenizes the next inputs of each request, in one batch where they agree, and queues them.
+
+        Returns the requests that have inputs left.
+        """
+        requests = [request for request in requests if not request.cancelled]
+        slices = [(r, range(r.cursor, min(r.cursor + TOKENIZE_SLICE, len(r.inputs)))) for r in requests]
+        jobs: dict[torch.device, list[Job]] = {device: [] for device in self.devices}
+        failed: list[tuple[Request, RequestError]] = []
+        for vocabulary, tokenization in self._tokenizations.items():
+            for truncation in dict.fromkeys(request.truncation for request in requests):
+                chosen = [
+                    (request, slot)
+                    for request, slots in slices
+                    if request.truncation == truncation and self._names(request, vocabulary)
+                    for slot in slots
+                ]
+                outcomes = tokenization.encode([request.inputs[slot] for request, slot in chosen], truncation)
+                for (request, slot), outcome in zip(chosen, outcomes, strict=True):
+                    if isinstance(outcome, Sequence):
+                        for device, named in self._names(request, vocabulary).items():
+                            jobs[device].append(Job(request, slot, outcome, named, vocabulary, request.token_scores))
+                    else:
+                        failed.append((request, outcome))
+        for request, slots in slices:
+            request.cursor = slots.stop
+        for request, error in failed:
+            self._fail_requests([request], error)
+        for device, own in jobs.items():
+            if not self.devices[device].scheduler.submit(own):
+                self._fail_requests([job.ticket for job in own], InferenceFailedError(DEAD))
+        wrong = {request for request, _ in failed}
+        return [request for request in requests if request.cursor < len(request.inputs) and request not in wrong]
+
+    def _names(self, request: Request, vocabulary: str) -> dict[torch.device, tuple[str, ...]]:
+        """By device, the request's models that read this vocabulary."""
+        named: dict[torch.device, tuple[str, ...]] = {}
+        for name in request.models:
+            if self._vocabularies[name] == vocabulary:
+                device = self.models[name].device
+                named[device] = (*named.get(device, ()), name)
+        return named
+
+    def _fail_requests(self, requests: Many[Ticket], error: Exception) -> None:
+        self._on_loop(fail_all, requests, error)
+
+    def _deliver(self, outcomes: list[Outcome]) -> None:
+        self._on_loop(record_all, outcomes)
+
+    def _on_loop(self, function: Callable[..., None], *args: object) -> None:
+        """From any thread: requests change on the event loop alone."""
+        assert self._loop is not None
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(function, *args)
+
+
+def fail_all(requests: Many[Request], error: Exception) -> None:
+    for request in requests:
+        request.fail(error)
+
+
+def record_all(outcomes: list[Outcome]) -> None:
+    for job, model, scored in outcomes:
+        assert isinstance(job.ticket, Request)
+        job.ticket.record(job, model, scored)

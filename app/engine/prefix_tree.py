@@ -1,0 +1,116 @@
+"""The prefix tree of a batch: which tokens are computed, and what each may attend to. Knows no torch and no model.
+
+Sequences are keys: their token ids as big-endian 32-bit words. Keys then sort as the id lists do, neighbours in sorted
+order share the longest prefixes, and a common prefix is found by one XOR. In sorted order a depth-first layout of the
+tree is each sequence's own tail behind what it shares with the one before.
+"""
+
+from array import array
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+from dataclasses import dataclass
+from sys import byteorder
+
+import numpy as np
+from numpy.typing import NDArray
+
+TOKEN_BYTES = 4
+IntArray = NDArray[np.int64]
+
+
+def encode_key(token_ids: Sequence[int]) -> bytes:
+    words = array("I", token_ids)
+    if byteorder == "little":
+        words.byteswap()
+    return words.tobytes()
+
+
+def decode_key(key: bytes) -> IntArray:
+    return np.frombuffer(key, dtype=">u4").astype(np.int64)
+
+
+def num_common_tokens(a: bytes, b: bytes) -> int:
+    """The length of the longest common prefix of two keys, in tokens."""
+    size = min(len(a), len(b))
+    if a[:TOKEN_BYTES] != b[:TOKEN_BYTES]:
+        return 0
+    difference = int.from_bytes(a[:size]) ^ int.from_bytes(b[:size])
+    return (size * 8 - difference.bit_length()) // (8 * TOKEN_BYTES)
+
+
+class TreeSize:
+    """Counts the tokens of a growing tree: what a key adds, before and when it is added."""
+
+    def __init__(self) -> None:
+        self.num_tokens = 0
+        self._keys: list[bytes] = []
+
+    def cost(self, key: bytes) -> int:
+        """The tokens that `key` would add: its own less the longest prefix that the tree already has."""
+        place = bisect_left(self._keys, key)
+        neighbours = self._keys[max(place - 1, 0) : place + 1]
+        return len(key) // TOKEN_BYTES - max((num_common_tokens(key, other) for other in neighbours), default=0)
+
+    def add(self, key: bytes) -> int:
+        cost = self.cost(key)
+        insort(self._keys, key)
+        self.num_tokens += cost
+        return cost
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixTree:
+    """A batch's token trie in depth-first order, as one packed row of `num_tokens`.
+
+    Token q attends to token k exactly when `k <= q < end[k]` (and, under a sliding window of w, `depth[q] - depth[k] < w`).
+    """
+
+    token_ids: IntArray  # (num_tokens,)
+    depth: IntArray  # (num_tokens,) a token's position in its sequences
+    end: IntArray  # (num_tokens,) where the subtree below the token ends
+    paths: list[IntArray]  # per sequence, in the caller's order: the rows of its tokens, first to last
+    tails: list[tuple[int, int]]  # per sequence, in the caller's order: its first own token's depth, and its length
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @classmethod
+    def of(cls, keys: Sequence[bytes]) -> "PrefixTree":
+        """The tree of at least one key, none of them empty. Equal keys share one path."""
+        order = sorted(range(len(keys)), key=keys.__getitem__)
+        paths: list[IntArray] = [np.empty(0, np.int64)] * len(keys)
+        tails: list[tuple[int, int]] = [(0, 0)] * len(keys)
+        token_ids, depth = [], []
+        num_rows, before, path = 0, b"", np.empty(0, np.int64)
+        shared_lengths, starts = [], []
+        for i in order:
+            key = keys[i]
+            length, shared = len(key) // TOKEN_BYTES, num_common_tokens(before, key)
+            path = np.concatenate([path[:shared], np.arange(num_rows, num_rows + length - shared)])
+            paths[i], tails[i] = path, (shared, length)
+            token_ids.append(decode_key(key[shared * TOKEN_BYTES :]))
+            depth.append(np.arange(shared, length))
+            shared_lengths.append(shared)
+            starts.append(num_rows)
+            num_rows, before = num_rows + length - shared, key
+        return cls(
+            np.concatenate(token_ids),
+            np.concatenate(depth),
+            subtree_ends(shared_lengths, starts, num_rows),
+            paths,
+            tails,
+        )
+
+
+def subtree_ends(shared_lengths: Sequence[int], starts: Sequence[int], num_rows: int) -> IntArray:
+    """Per token, the row where its subtree ends: at the next tail that starts no deeper than the token lies.
+
+    `shared_lengths[i]` is the depth at which tail i leaves the path before it, `starts[i]` its first row.
+    """
+    end = np.full(num_rows, num_rows, np.int64)
+    open_rows = np.empty(0, np.int64)  # the rows of the current path, by depth
+    for shared, start, stop in zip(shared_lengths, starts, [*starts[1:], num_rows], strict=True):
+        end[open_rows[shared:]] = start
+        open_rows = np.concatenate([open_rows[:shared], np.arange(start, stop)])
+    return end

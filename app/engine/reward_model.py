@@ -1,0 +1,219 @@
+"""A loaded reward model: sequences in, scores out, by the fastest path that is exact for it.
+
+Three paths give the same scores, those of transformers' own forward on the one unpadded sequence (the *oracle*):
+- packed: the batch's prefix tree as one row (`attention`); causal decoders that use the attention interface;
+- padded: length-sorted batches padded on the right; encoders, and what cannot be packed;
+- single: one sequence a forward; where a score would depend on the row's length.
+At start a self-test scores a small forked tree both ways, and a model that disagrees takes the next path. Knows nothing
+of queues, threads and text.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Many
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from app.engine.attention import IMPLEMENTATION, LastLayerRows, PackedRow, Queries, narrowed
+from app.engine.loading import Checkpoint, head_of
+from app.engine.prefix_tree import PrefixTree
+from app.engine.sequence import Scored, Sequence
+from app.engine.tokenization import Tokenization
+
+Path = Literal["packed", "padded", "single"]
+
+
+def ask_for_reproducible_gemm() -> None:
+    """Has MKL sum each row of a product in one order, whatever the other rows (its "strict" reproducible mode).
+
+    Read by MKL at its first call, so this comes before any. Costs nothing that could be measured on AVX2 and AVX-512.
+    """
+    os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+
+
+@dataclass(slots=True)
+class Facts:
+    """What the self-test found out, for /info."""
+
+    path: Path
+    reason: str
+    batch_invariant: bool = False
+    skips_last_layer: bool = False
+
+
+class RewardModel:
+    """One scalar reward model on one device. Not thread-safe: one thread owns it."""
+
+    def __init__(
+        self, name: str, checkpoint: Checkpoint, *, max_batch_tokens: int, max_length: int | None = None
+    ) -> None:
+        self.name = name
+        self.checkpoint = checkpoint
+        self.device = checkpoint.device
+        self.max_batch_tokens = max_batch_tokens
+        self.net: Any = checkpoint.net
+        self.trunk: Any = checkpoint.net.base_model
+        head_name, self.head = head_of(checkpoint.net)
+        self.is_causal = head_name == "score"
+        self.dtype: torch.dtype = checkpoint.net.dtype
+        self.pad_token_id: int | None = checkpoint.net.config.get_text_config().pad_token_id
+        self.own_attention: str = checkpoint.net.config._attn_implementation  # noqa: SLF001 - no public getter
+        longest = min(checkpoint.max_length, max_length or checkpoint.max_length)
+        self.tokenization = Tokenization(checkpoint.tokenizer, longest, checkpoint.vocab_size)
+        self.facts = Facts("single", "not tested yet")
+
+    @property
+    def can_score_tokens(self) -> bool:
+        return self.is_causal
+
+    def score(self, sequences: Many[Sequence], token_scores: Many[bool] | None = None) -> list[Scored]:
+        """The scores of at least one sequence, in order; with `token_scores[i]` also those after every token of i.
+
+        May return non-finite numbers; raises what torch raises.
+        """
+        wanted = token_scores if token_scores is not None else [False] * len(sequences)
+        paths: dict[Path, Callable[[Many[Sequence], Many[bool]], list[Scored]]] = {
+            "packed": self._score_packed,
+            "padded": self._score_padded,
+            "single": self._score_single,
+        }
+        with torch.inference_mode():
+            return paths[self.facts.path](sequences, wanted)
+
+    def oracle(self, sequence: Sequence) -> float:
+        """transformers' own forward on the one unpadded sequence."""
+        with torch.inference_mode(), self._attention(self.own_attention):
+            input_ids = torch.from_numpy(sequence.token_ids)[None].to(self.device)
+            logits = self.net(input_ids=input_ids, attention_mask=torch.ones_like(input_ids)).logits
+            return float(logits[0, 0])
+
+    def scored_position(self, sequence: Sequence) -> int:
+        """transformers' choice: the rightmost token that is not padding, the last without a pad token."""
+        if self.pad_token_id is None:
+            return sequence.num_tokens - 1
+        places = np.flatnonzero(sequence.token_ids != self.pad_token_id)
+        return int(places[-1]) if len(places) else 0
+
+    # -- the head ---------------------------------------------------------------------------------------------------
+
+    def _head_scores(self, states: Tensor) -> list[float]:
+        """The head on (n, hidden) states: row by row in float64, since a product with one output is not row-wise."""
+        scores = (states.double() * self.head.weight[0].double()).sum(-1)
+        if self.head.bias is not None:
+            scores = scores + self.head.bias.double()
+        return scores.tolist()
+
+    def _collect(self, sequences: Many[Sequence], wanted: Many[bool], scores: list[float]) -> list[Scored]:
+        """Deals out the scores of `_positions`, in that order."""
+        scored, taken = [], 0
+        for sequence, all_tokens in zip(sequences, wanted, strict=True):
+            if all_tokens:
+                own = scores[taken : taken + sequence.num_tokens]
+                scored.append(Scored(own[self.scored_position(sequence)], own))
+                taken += sequence.num_tokens
+            else:
+                scored.append(Scored(scores[taken]))
+                taken += 1
+        return scored
+
+    def _positions(self, sequence: Sequence, all_tokens: bool) -> np.ndarray[Any, np.dtype[np.int64]]:
+        return np.arange(sequence.num_tokens) if all_tokens else np.array([self.scored_position(sequence)])
+
+    # -- packed -----------------------------------------------------------------------------------------------------
+
+    def _score_packed(self, sequences: Many[Sequence], wanted: Many[bool]) -> list[Scored]:
+        tree = PrefixTree.of([sequence.key for sequence in sequences])
+        packed_row = PackedRow(tree, self.device, uses_flex=self.device.type == "cuda")
+        positions = [self._positions(*pair) for pair in zip(sequences, wanted, strict=True)]
+        rows = [path[chosen] for path, chosen in zip(tree.paths, positions, strict=True)]
+        with self._attention(IMPLEMENTATION):
+            if self.facts.skips_last_layer:
+                states = self._last_states(packed_row, positions, rows)
+            else:
+                states = self._trunk_states(packed_row)[torch.from_numpy(np.concatenate(rows)).to(self.device)]
+        return self._collect(sequences, wanted, self._head_scores(states))
+
+    def _trunk_states(self, packed_row: PackedRow, **options: Any) -> Tensor:
+        """(rows, hidden)"""
+        out = self.trunk(
+            input_ids=packed_row.input_ids,
+            position_ids=packed_row.position_ids,
+            use_cache=False,
+            packed_row=packed_row,
+            **options,
+        )
+        return out.last_hidden_state[0]  # type: ignore[no-any-return]
+
+    def _last_states(self, packed_row: PackedRow, positions: Many[Any], rows: Many[Any]) -> Tensor:
+        """(n, hidden): the states at the wanted positions, all the last layer computes besides keys and values."""
+        counts = np.cumsum([0, *map(len, positions)])
+        own_rows = np.arange(counts[-1])
+        wanted = [
+            Queries(path, chosen, own_rows[counts[i] : counts[i + 1]])
+            for i, (path, chosen) in enumerate(zip(packed_row.tree.paths, positions, strict=True))
+        ]
+        last_rows = LastLayerRows(wanted, int(counts[-1]))
+        all_rows = np.zeros(last_rows.num_rows, np.int64)
+        all_rows[: counts[-1]] = np.concatenate(rows)
+        with narrowed(self._layers()[-1], last_rows, torch.from_numpy(all_rows), packed_row.num_rows):
+            return self._trunk_states(packed_row)[: counts[-1]]
+
+    def _layers(self) -> nn.ModuleList:
+        """The decoder's layers: the longest list of modules in the trunk."""
+        lists = [module for module in self.trunk.modules() if isinstance(module, nn.ModuleList)]
+        return max(lists, key=len)
+
+    @contextmanager
+    def _attention(self, implementation: str) -> Iterator[None]:
+        """Has the model use one attention function for as long as the context lasts."""
+        config = self.net.config
+        configs = [config, config.get_text_config(), self.trunk.config]
+        before = [each._attn_implementation for each in configs]  # noqa: SLF001
+        for each in configs:
+            each._attn_implementation = implementation  # noqa: SLF001
+        try:
+            yield
+        finally:
+            for each, own in zip(configs, before, strict=True):
+                each._attn_implementation = own  # noqa: SLF001
+
+    # -- padded and single ------------------------------------------------------------------------------------------
+
+    def _score_padded(self, sequences: Many[Sequence], wanted: Many[bool]) -> list[Scored]:
+        """Longest first, as many a forward as the budget holds with their padding."""
+        order = sorted(range(len(sequences)), key=lambda i: -sequences[i].num_tokens)
+        scored: dict[int, Scored] = {}
+        while order:
+            fit = max(self.max_batch_tokens // sequences[order[0]].num_tokens, 1)
+            batch, order = order[:fit], order[fit:]
+            results = self._forward([sequences[i] for i in batch], [wanted[i] for i in batch])
+            scored.update(zip(batch, results, strict=True))
+        return [scored[i] for i in range(len(sequences))]
+
+    def _score_single(self, sequences: Many[Sequence], wanted: Many[bool]) -> list[Scored]:
+        return [self._forward([s], [w])[0] for s, w in zip(sequences, wanted, strict=True)]
+
+    def _forward(self, sequences: Many[Sequence], wanted: Many[bool]) -> list[Scored]:
+        """One forward of sequences padded on the right; the mask says what is padding, whatever its id."""
+        lengths = torch.tensor([sequence.num_tokens for sequence in sequences])
+        rows = [torch.from_numpy(sequence.token_ids) for sequence in sequences]
+        input_ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.pad_token_id or 0)
+        mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
+        inputs = {"input_ids": input_ids.to(self.device), "attention_mask": mask.to(self.device)}
+        if not self.is_causal:
+            logits = self.net(**inputs).logits
+            return [Scored(score) for score in logits[:, 0].double().tolist()]
+        states = self.trunk(**inputs, use_cache=False).last_hidden_state  # (batch, length, hidden)
+        picked = [
+            states[i, torch.from_numpy(self._positions(s, w))] for i, (s, w) in enumerate(pairs(sequences, wanted))
+        ]
+        return self._collect(sequences, wanted, self._head_scores(torch.cat(picked)))
+
+
+def pairs(sequences: Many[Sequence], wanted: Many[bool]) -> Iterator[tuple[Sequence, bool]]:
+    return zip(sequences, wanted, strict=True)

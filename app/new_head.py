@@ -1,0 +1,63 @@
+"""A reward model from a causal language model: its next-token head replaced by a scalar one, to be trained."""
+
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+from app.engine.loading import UNTRAINED_MARK, head_of, quiet_transformers, refusing
+from app.errors import ModelRefusedError, StartError
+
+
+def init_reward_model(lm: Path, out: Path, seed: int = 0) -> str:
+    """Saves the language model in `lm` with a random scalar head into the new directory `out`; returns its class.
+
+    The head is N(0, 1 / (hidden size + 1)), as in Stiennon et al. 2020 (arXiv 2009.01325, appendix B.1). Its file says
+    that it is untrained, which the service refuses; a training that saves the model writes a file that does not.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise StartError(f"{out} is not empty; give a new directory")
+    if not lm.is_dir():
+        raise StartError(f"{lm} is no directory; give one with a causal language model")
+    source = str(lm)
+    with refusing(source), quiet_transformers():
+        config = AutoConfig.from_pretrained(source, num_labels=1, local_files_only=True)
+        architecture = (config.architectures or ["of no named architecture"])[0]
+        if "CausalLM" not in architecture and "LMHead" not in architecture:
+            raise ModelRefusedError(f"{lm} is {architecture}, not a causal language model")
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
+        net, loading = AutoModelForSequenceClassification.from_pretrained(
+            source,
+            config=config,
+            dtype="auto",
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    name, head = head_of(net)
+    random = {key for key in loading["missing_keys"] if not key.startswith(f"{name}.")}
+    if random:
+        raise ModelRefusedError(f"{lm} lacks weights of the trunk ({', '.join(sorted(random)[:3])})")
+    with torch.no_grad():
+        head.weight.normal_(0, (head.in_features + 1) ** -0.5, generator=torch.Generator().manual_seed(seed))
+        if head.bias is not None:
+            head.bias.zero_()
+    if config.pad_token_id is None:
+        net.config.pad_token_id = tokenizer.pad_token_id
+    net.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    mark_untrained(out, f"{name}.weight")
+    return type(net).__name__
+
+
+def mark_untrained(directory: Path, head: str) -> None:
+    """Writes the mark into the metadata of the file that holds the head."""
+    for file in directory.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as opened:
+            if head not in opened.keys():  # noqa: SIM118 - safetensors' handle is no dict
+                continue
+            metadata = (opened.metadata() or {}) | UNTRAINED_MARK
+            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+        save_file(tensors, file, metadata=metadata)

@@ -1,0 +1,136 @@
+"""The running service: settings, models, engine, and whether it is loading, ready, draining or failed.
+
+The one place that loads models and decides what a request may ask of them; `app.main` owns its lifetime.
+"""
+
+import asyncio
+import logging
+from collections.abc import Sequence as Many
+from typing import cast
+
+import torch
+
+from app.engine.engine import Engine, Scores
+from app.engine.loading import load_checkpoint
+from app.engine.reward_model import RewardModel, ask_for_reproducible_gemm
+from app.engine.self_test import choose_path
+from app.engine.tokenization import Input, Text, Truncation
+from app.errors import InvalidInputError, NotReadyError, ShuttingDownError, StartError
+from app.settings import MODEL_NAMES, ModelName, Settings
+
+logger = logging.getLogger(__name__)
+
+CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 4096, 32768
+
+
+def load_models(settings: Settings) -> dict[str, RewardModel]:
+    """The models that the settings name, tested and ready to score; raises StartError in one readable line."""
+    sources = {name: settings.model_source(cast("ModelName", name)) for name in MODEL_NAMES}
+    ask_for_reproducible_gemm()
+    models = {}
+    for name, source in sources.items():
+        if source is not None:
+            checkpoint = load_checkpoint(
+                source,
+                device=getattr(settings, f"{name}_device"),
+                dtype=settings.dtype,
+                trust_remote_code=settings.trust_remote_code,
+            )
+            by_device = CPU_BATCH_TOKENS if checkpoint.device.type == "cpu" else GPU_BATCH_TOKENS
+            model = RewardModel(
+                name,
+                checkpoint,
+                max_batch_tokens=settings.max_batch_tokens or by_device,
+                max_length=settings.max_length,
+            )
+            choose_path(model)
+            logger.info("%s: %s on %s, %s path (%s)", name, source, model.device, model.facts.path, model.facts.reason)
+            models[name] = model
+    return models
+
+
+class Service:
+    """What the routes share. Every method is called on the event loop."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.engine: Engine | None = None
+        self.start_error: StartError | None = None
+        self.draining = False
+        self.num_in_flight = 0
+        self._ready = asyncio.Event()
+
+    async def load(self) -> None:
+        """Loads the models off the loop and scores once; a StartError is kept in `start_error`."""
+        try:
+            models = await asyncio.to_thread(self._load)
+            engine = Engine(
+                models,
+                max_queue_tokens=self.settings.max_queue_tokens,
+                max_waiting_requests=self.settings.max_waiting_requests,
+                num_threads=self.settings.num_threads,
+            )
+            engine.start()
+            await engine.score([Input(Text("ready"))])
+            self.engine = engine
+        except StartError as error:
+            self.start_error = error
+        except Exception as error:
+            logger.exception("loading failed")
+            self.start_error = StartError(f"loading failed: {error!r}")
+        finally:
+            self._ready.set()
+
+    def _load(self) -> dict[str, RewardModel]:
+        if self.settings.num_threads is not None:
+            torch.set_num_threads(self.settings.num_threads)
+        return load_models(self.settings)
+
+    async def wait_until_ready(self) -> None:
+        """Returns once requests can be answered; raises what kept the service from it."""
+        await self._ready.wait()
+        if self.start_error is not None:
+            raise self.start_error
+
+    def close(self) -> None:
+        if self.engine is not None:
+            self.engine.close()
+
+    def ready_engine(self) -> Engine:
+        if self.draining:
+            raise ShuttingDownError("the service is shutting down; retry elsewhere")
+        if self.engine is None:
+            raise NotReadyError("the models are still loading; retry when /ready answers 200")
+        return self.engine
+
+    def require_models(self, wanted: Many[str] | None, needed_for: str) -> tuple[str, ...]:
+        """The models wanted, by default all that are loaded; InvalidInputError where one is not."""
+        loaded = self.ready_engine().models
+        for name in wanted or ():
+            if name not in loaded:
+                raise InvalidInputError(
+                    f"{needed_for} needs the {name} model, which is not loaded; set REWARD_{name.upper()}_MODEL"
+                )
+        return tuple(dict.fromkeys(wanted)) if wanted is not None else tuple(loaded)
+
+    def check_count(self, name: str, count: int) -> None:
+        if count > self.settings.max_items:
+            raise InvalidInputError(
+                f"{name} has {count} entries; the limit is {self.settings.max_items}, so split them"
+            )
+
+    async def score(
+        self,
+        inputs: Many[Input],
+        *,
+        models: tuple[str, ...],
+        truncation: Truncation = "error",
+        token_scores: bool = False,
+    ) -> Scores:
+        return await self.ready_engine().score(
+            inputs,
+            models=models,
+            truncation=truncation,
+            token_scores=token_scores,
+            deadline_seconds=self.settings.deadline_seconds,
+        )

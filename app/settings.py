@@ -1,0 +1,103 @@
+"""One `Settings`: `REWARD_*` environment variables, a `.env` file, or flags of `reward-service serve`.
+
+A field's description is the flag's help text and the row of the README's table.
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from app.errors import StartError
+
+HUB_PREFIX = "hf:"
+MODEL_NAMES = ("safety", "helpfulness")
+ModelName = Literal["safety", "helpfulness"]
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(
+        env_prefix="REWARD_", env_file=".env", extra="ignore", frozen=True, use_attribute_docstrings=True
+    )
+
+    safety_model: str | None = None
+    """Safety reward model: a directory, or `hf:` and a hub id. Unset: models/safety. Empty: not loaded."""
+    helpfulness_model: str | None = None
+    """Helpfulness reward model: a directory, or `hf:` and a hub id. Unset: models/helpfulness. Empty: not loaded."""
+    safety_device: str = "auto"
+    """Device of the safety model: auto, cpu, mps, cuda, cuda:1, ... auto takes a GPU if there is one."""
+    helpfulness_device: str = "auto"
+    """Device of the helpfulness model, as above."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type of the trunk's weights. auto: bfloat16 on CUDA, else float32. The head is float32 always."""
+    host: str = "127.0.0.1"
+    """Address to listen on. Loopback unless you say otherwise; set API keys before you widen it."""
+    port: int = Field(default=8000, ge=0, le=65535)
+    """Port to listen on; 0 takes a free one."""
+    max_batch_tokens: int | None = Field(default=None, ge=1)
+    """Tokens that one forward computes, shared prefixes counted once. More fills a GPU, less answers sooner.
+    Unset: 4096 on CPU, 32768 on a GPU."""
+    max_queue_tokens: int | None = Field(default=None, ge=1)
+    """Tokens that may be queued for a device; what comes after waits for room. Unset: 64 times the batch."""
+    max_length: int | None = Field(default=None, ge=1)
+    """Tokens that one sequence may have. Unset: the checkpoint's own limit."""
+    max_items: int = Field(default=1024, ge=1)
+    """Items that one request may have."""
+    max_waiting_requests: int = Field(default=8192, ge=1)
+    """Requests that may wait for room in the queue; more are refused with 503 and Retry-After."""
+    max_body_mb: float = Field(default=64, gt=0)
+    """Megabytes (10^6 bytes) that a request's body may have; more is refused with 413."""
+    deadline_seconds: float = Field(default=110, gt=0)
+    """Seconds after which a request that has no answer gets 504. slime's client gives up at 120."""
+    grace_seconds: float = Field(default=30, ge=0)
+    """Seconds that SIGTERM leaves to the requests that were accepted."""
+    api_keys: Annotated[tuple[str, ...], NoDecode] = ()
+    """Comma-separated keys, taken as bearer token or as the password of HTTP Basic. Unset: no key is asked for."""
+    safety_threshold: float = Field(default=0.15, gt=0, lt=1)
+    """Probability of the safety model below which its score becomes the reward, unless a request says otherwise."""
+    beta: float = Field(default=0.01, ge=0, allow_inf_nan=False)
+    """Weight of the KL penalty, unless a request says otherwise."""
+    num_threads: int | None = Field(default=None, ge=1)
+    """Threads of a CPU forward. Unset: the physical cores."""
+    trust_remote_code: bool = False
+    """Run Python code that a checkpoint brings. Only for checkpoints whose code you have read."""
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def split_keys(cls, value: object) -> object:
+        """An empty value is refused: a variable that was meant to hold a key must not open the service."""
+        keys = tuple(key.strip() for key in value.split(",")) if isinstance(value, str) else value
+        if isinstance(keys, tuple) and not all(keys):
+            raise ValueError("an API key is empty; give comma-separated keys, or unset it to ask for none")
+        if value == "":
+            raise ValueError("API keys are set but empty; give comma-separated keys, or unset it to ask for none")
+        return keys
+
+    @model_validator(mode="after")
+    def some_model(self) -> Self:
+        if self.safety_model == "" and self.helpfulness_model == "":
+            raise ValueError("both safety_model and helpfulness_model are empty; a service needs at least one model")
+        return self
+
+    def model_source(self, name: ModelName) -> str | None:
+        """Where the checkpoint of `name` is: a directory or a hub id with `hf:`; None where it is not to be loaded.
+
+        Raises StartError where a directory does not exist, naming the places that were tried.
+        """
+        given = getattr(self, f"{name}_model")
+        if given == "":
+            return None
+        if given is not None and given.startswith(HUB_PREFIX):
+            return str(given)
+        beside_app = Path(__file__).resolve().parent.parent
+        places = [Path(given)] if given is not None else [Path("models", name), beside_app / "models" / name]
+        for place in places:
+            if place.is_dir():
+                return os.fspath(place)
+        tried = " and ".join(os.fspath(place.absolute()) for place in dict.fromkeys(places))
+        raise StartError(
+            f"no {name} model at {tried}; set REWARD_{name.upper()}_MODEL to a checkpoint's directory, "
+            f"to {HUB_PREFIX} and a hub id, or to an empty value to serve without it"
+        )
