@@ -13,9 +13,11 @@ from app.shaping import Estimator, MarginScheme, Rating
 
 Truncation = Annotated[
     Literal["error", "prompt", "left", "right"],
-    Field(description="What happens to an over-long input: `error` refuses it; `prompt` drops the oldest prompt tokens and keeps "
-    "BOS and the whole response; `left` and `right` cut that end.",
-)
+    Field(
+        description="What happens to an over-long input: `error` refuses it; `prompt` drops the oldest prompt tokens and keeps "
+        "BOS and the whole response; `left` and `right` cut that end."
+    ),
+]
 
 
 def wrong(message: str) -> PydanticCustomError:
@@ -79,12 +81,14 @@ TEA = {"prompt": "How long should green tea steep?", "response": "Two to three m
 
 
 class ScoreRequest(Body):
-    model_config = example({
-                    "items": [
-                        TEA,
-                        {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]},
-                    ]
-                })
+    model_config = example(
+        {
+            "items": [
+                TEA,
+                {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]},
+            ]
+        }
+    )
 
     items: list[Input] = Field(min_length=1)
     models: list[ModelName] | None = Field(None, min_length=1, description="By default all that are loaded.")
@@ -142,16 +146,18 @@ class Pair(Body):
 
 
 class CompareRequest(Body):
-    model_config = example({
-                    "pairs": [
-                        {
-                            "prompt": TEA["prompt"],
-                            "chosen": TEA["response"],
-                            "rejected": "tea tea tea tea tea",
-                            "rating": "significantly_better",
-                        }
-                    ]
-                })
+    model_config = example(
+        {
+            "pairs": [
+                {
+                    "prompt": TEA["prompt"],
+                    "chosen": TEA["response"],
+                    "rejected": "tea tea tea tea tea",
+                    "rating": "significantly_better",
+                }
+            ]
+        }
+    )
 
     pairs: list[Pair] = Field(min_length=1)
     model: ModelName = "helpfulness"
@@ -276,12 +282,14 @@ class KL(Body):
 
 
 class PPORequest(Body):
-    model_config = example({
-                    "items": [
-                        LOCK | {"is_safety": True, "policy_logprobs": [-0.2, -1.1], "reference_logprobs": [-0.4, -1.0]},
-                        TEA | {"policy_logprobs": [-0.5, -0.3], "reference_logprobs": [-0.6, -0.9]},
-                    ]
-                })
+    model_config = example(
+        {
+            "items": [
+                LOCK | {"is_safety": True, "policy_logprobs": [-0.2, -1.1], "reference_logprobs": [-0.4, -1.0]},
+                TEA | {"policy_logprobs": [-0.5, -0.3], "reference_logprobs": [-0.6, -0.9]},
+            ]
+        }
+    )
 
     items: list[PPOItem] = Field(min_length=1)
     beta: float | None = Field(None, ge=0, description="Weight of the KL penalty; by default the service's, 0.01.")

@@ -1,0 +1,71 @@
+"""Tiny models and a running server, made once a session."""
+
+import os
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # before tokenizers starts threads that fork would lose
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+import uvicorn
+
+from app.engine.reward_model import ask_for_reproducible_gemm
+from app.main import create_app
+from app.server import Server
+from app.settings import Settings
+from tests.models import make_model
+
+ask_for_reproducible_gemm()
+torch.set_num_threads(2)
+
+Serve = Callable[..., AbstractContextManager[httpx.Client]]
+
+
+@pytest.fixture(scope="session")
+def safety_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("safety"), seed=1)
+
+
+@pytest.fixture(scope="session")
+def helpfulness_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("helpfulness"), seed=2)
+
+
+@pytest.fixture(scope="session")
+def serve(safety_dir: Path, helpfulness_dir: Path) -> Serve:
+    """Starts a server on a free port with the tiny models and the settings given; a client of it as long as it runs."""
+
+    @contextmanager
+    def start(**settings: Any) -> Iterator[httpx.Client]:
+        defaults = {"safety_model": str(safety_dir), "helpfulness_model": str(helpfulness_dir), "port": 0}
+        app = create_app(Settings(_env_file=None, **defaults | settings))
+        server = Server(uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=2), app.state.service)
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        try:
+            while not (server.started and app.state.service.engine) and thread.is_alive():
+                if app.state.service.start_error is not None:
+                    raise app.state.service.start_error
+                time.sleep(0.01)  # the server says so nowhere but in its own state
+            port = server.servers[0].sockets[0].getsockname()[1]
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client:
+                client.app = app  # type: ignore[attr-defined]
+                yield client
+        finally:
+            server.should_exit = True
+            thread.join()
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def client(serve: Serve) -> Iterator[httpx.Client]:
+    with serve() as client:
+        yield client
