@@ -8,6 +8,7 @@ from fastapi import FastAPI
 
 from app import __version__
 from app.api import compare, errors, ops, ppo_reward, score
+from app.api.compat import router as compat_router
 from app.api.gate import Gate
 from app.schemas import ErrorBody
 from app.service import Service
@@ -35,12 +36,12 @@ def create_app(settings: Settings) -> FastAPI:
         version=__version__,
         description=DESCRIPTION,
         lifespan=lifespan,
-        max_body_size=int(settings.max_body_mb * 1e6),
         responses={status: {"model": ErrorBody} for status in (400, 401, 413, 422, 500, 503, 504)},
     )
     app.state.service = service
-    errors.install(app, settings.max_body_mb)
+    errors.install(app)
     app.add_middleware(Gate, service=service)
     for module in (score, compare, ppo_reward, ops):
         app.include_router(module.router)
+    app.include_router(compat_router)
     return app

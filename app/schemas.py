@@ -127,7 +127,7 @@ class Pair(Body):
     chosen_messages: Conversation | None = None
     rejected_messages: Conversation | None = None
     rating: Rating | None = Field(None, description="How much better the chosen one is; names a margin of the scheme.")
-    margin: float | None = Field(None, ge=0, description="The margin itself, in place of a rating.")
+    margin: float | None = Field(None, ge=0, le=1e6, description="The margin itself, in place of a rating.")
 
     @model_validator(mode="after")
     def one_form(self) -> Self:
@@ -254,7 +254,7 @@ class PPOItem(Input):
 class WhitenStatsBody(Body):
     """Of the shaped scores: enough to whiten with, and to merge with those of other requests (Chan et al.)."""
 
-    count: int = Field(ge=0)
+    count: int = Field(ge=0, le=1 << 53)
     mean: float
     m2: float = Field(ge=0, description="Sum of squared deviations from the mean.")
 

@@ -126,11 +126,13 @@ class Service:
         models: tuple[str, ...],
         truncation: Truncation = "error",
         token_scores: bool = False,
+        deadline_seconds: float | None = None,
     ) -> Scores:
+        """`Engine.score` once the models are ready; the deadline is the settings' unless a caller has its own."""
         return await self.ready_engine().score(
             inputs,
             models=models,
             truncation=truncation,
             token_scores=token_scores,
-            deadline_seconds=self.settings.deadline_seconds,
+            deadline_seconds=deadline_seconds if deadline_seconds is not None else self.settings.deadline_seconds,
         )

@@ -15,6 +15,8 @@ from app.errors import StartError
 HUB_PREFIX = "hf:"
 MODEL_NAMES = ("safety", "helpfulness")
 ModelName = Literal["safety", "helpfulness"]
+CompatModel = Literal["llama2", "safety", "helpfulness"]
+Truncation = Literal["error", "prompt", "left", "right"]
 
 
 class Settings(BaseSettings):
@@ -59,6 +61,14 @@ class Settings(BaseSettings):
     """Probability of the safety model below which its score becomes the reward, unless a request says otherwise."""
     beta: float = Field(default=0.01, ge=0, allow_inf_nan=False)
     """Weight of the KL penalty, unless a request says otherwise."""
+    compat_model: CompatModel | None = None
+    """Model of the compatibility routes where a request names none: llama2 (safety where it decides, else
+    helpfulness), safety or helpfulness. Unset: llama2 with both models loaded, else the one that is."""
+    compat_truncation: Truncation | None = None
+    """Over-long inputs on the compatibility routes: error, prompt (left where nothing says where the response
+    begins), left or right. Unset: the oldest tokens are dropped, the prompt's first, and no long rollout fails."""
+    compat_activation: bool = False
+    """Give vLLM's dialect its own default again, a sigmoid; unless it is set, scores are raw."""
     num_threads: int | None = Field(default=None, ge=1)
     """Threads of a CPU forward. Unset: the physical cores."""
     trust_remote_code: bool = False
@@ -79,6 +89,14 @@ class Settings(BaseSettings):
     def some_model(self) -> Self:
         if self.safety_model == "" and self.helpfulness_model == "":
             raise ValueError("both safety_model and helpfulness_model are empty; a service needs at least one model")
+        return self
+
+    @model_validator(mode="after")
+    def compat_model_is_loaded(self) -> Self:
+        needed = MODEL_NAMES if self.compat_model == "llama2" else (self.compat_model,)
+        for name in needed:
+            if name is not None and getattr(self, f"{name}_model") == "":
+                raise ValueError(f"compat_model {self.compat_model} needs the {name} model, which is not loaded")
         return self
 
     def model_source(self, name: ModelName) -> str | None:

@@ -59,22 +59,28 @@ def describe(error: ValidationError) -> RequestError:
     first, *others = error.errors(include_url=False)
     if first["type"] == "json_invalid":
         return InvalidJSONError(f"the body is not JSON: {first['msg'].removeprefix('Invalid JSON: ')}")
-    place, item = place_of(first["loc"])
-    more = len({place_of(other["loc"])[0] for other in others} - {place})
+    place, item = place_of(first)
+    more = len({place_of(other)[0] for other in others} - {place})
     message = f"{place} {reason(first)}".strip()
     return InvalidInputError(f"{message} (and {more} more)" if more else message, item)
 
 
-def place_of(location: tuple[int | str, ...]) -> tuple[str, int | None]:
+def place_of(error: ErrorDetails) -> tuple[str, int | None]:
     """`items[3].prompt` and 3. Parts that name a member of a union or a constraint are pydantic's own and left out."""
+    location = error["loc"]
     place = ""
-    for part in location:
+    for i, part in enumerate(location):
+        is_unknown_field = error["type"] == "extra_forbidden" and i == len(location) - 1
         if isinstance(part, int):
             place += f"[{part}]"
-        elif part.isidentifier() and not part[0].isupper() and part not in {"bool", "float", "int", "str"}:
+        elif is_unknown_field or is_own_name(part):
             place += f".{part}" if place else part
     item = location[1] if len(location) > 1 and location[0] in {"items", "pairs"} else None
     return place or "the body", item if isinstance(item, int) else None
+
+
+def is_own_name(part: str) -> bool:
+    return part.isidentifier() and not part[0].isupper() and part not in {"bool", "float", "int", "str"}
 
 
 def reason(error: ErrorDetails) -> str:

@@ -6,7 +6,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from app.errors import (
-    BodyTooLargeError,
     InferenceFailedError,
     InvalidInputError,
     MethodNotAllowedError,
@@ -17,6 +16,7 @@ from app.errors import (
 )
 
 CLIENT_CLOSED_REQUEST = 499
+MAX_MESSAGE_CHARS = 500
 
 
 class ClientGoneError(Exception):
@@ -29,13 +29,21 @@ def error_response(error: RequestError) -> JSONResponse:
         headers["retry-after"] = str(error.retry_after_seconds)
     if isinstance(error, UnauthorizedError):
         headers["www-authenticate"] = "Bearer"
-    detail: dict[str, object] = {"code": error.code, "message": error.message}
+    detail: dict[str, object] = {"code": error.code, "message": shorten(error.message)}
     if error.item is not None:
         detail["item"] = error.item
     return JSONResponse({"error": detail}, error.status, headers)
 
 
-def install(app: FastAPI, max_body_mb: float) -> None:
+def shorten(message: str) -> str:
+    """One line that shows both ends, for the value may be huge and the remedy comes last."""
+    if len(message) > MAX_MESSAGE_CHARS:
+        half = MAX_MESSAGE_CHARS // 2
+        message = f"{message[:half]} ... {message[-half:]}"
+    return " ".join(message.split())
+
+
+def install(app: FastAPI) -> None:
     """Registers the handlers; Starlette's own exceptions are mapped by their status."""
 
     def request_error(_: Request, error: Exception) -> Response:
@@ -50,10 +58,6 @@ def install(app: FastAPI, max_body_mb: float) -> None:
                 mapped: RequestError = NotFoundError(f"there is no {path}; /docs lists the routes")
             case 405:
                 mapped = MethodNotAllowedError(f"{path} does not take {request.method}; /docs lists the routes")
-            case 413:
-                mapped = BodyTooLargeError(
-                    f"the body is over the limit of {max_body_mb:g} MB; split it, or raise REWARD_MAX_BODY_MB"
-                )
             case _:
                 mapped = InvalidInputError(str(error.detail))
         return error_response(mapped)

@@ -1,14 +1,13 @@
-"""What stands before every route: the API key, and the count of requests in flight that draining waits for."""
+"""What stands before every route: the API key, the body's limit, and the count of requests that draining waits for."""
 
 import base64
-import binascii
 import hmac
 
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.errors import error_response
-from app.errors import UnauthorizedError
+from app.errors import BodyTooLargeError, UnauthorizedError
 from app.service import Service
 
 OPEN_PATHS = frozenset({"/health", "/ready"})
@@ -32,9 +31,31 @@ class Gate:
             return
         self.service.num_in_flight += 1
         try:
-            await self.app(scope, receive, send)
+            await self.app(scope, self._limited(scope, receive), send)
         finally:
             self.service.num_in_flight -= 1
+
+    def _limited(self, scope: Scope, receive: Receive) -> Receive:
+        """`receive` that raises once the body is over the limit; at once where its declared length is."""
+        limit_mb = self.service.settings.max_body_mb
+        declared = Headers(scope=scope).get("content-length", "")
+        num_declared, num_received = int(declared) if declared.isdecimal() else 0, 0
+
+        def check(num_bytes: int) -> None:
+            if num_bytes > limit_mb * 1e6:
+                raise BodyTooLargeError(
+                    f"the body is over the limit of {limit_mb:g} MB; split it, or raise REWARD_MAX_BODY_MB"
+                )
+
+        async def receive_within_limit() -> Message:
+            nonlocal num_received
+            check(num_declared)
+            message = await receive()
+            num_received += len(message.get("body", b""))
+            check(num_received)
+            return message
+
+        return receive_within_limit
 
     def _is_known(self, offered: bytes) -> bool:
         """Compares with every key, in constant time each."""
@@ -46,10 +67,10 @@ def offered_key(headers: Headers) -> bytes:
     scheme, _, value = headers.get("authorization", "").partition(" ")
     match scheme.lower():
         case "bearer":
-            return value.strip().encode()
+            return value.strip().encode("latin-1")  # the header's bytes as they came
         case "basic":
             try:
-                return base64.b64decode(value, validate=True).partition(b":")[2]
-            except binascii.Error:
+                return base64.b64decode(value.strip(), validate=True).partition(b":")[2]
+            except ValueError:  # not base64, or not even ASCII
                 return b""
     return b""

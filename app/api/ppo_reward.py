@@ -1,7 +1,9 @@
 """POST /ppo-reward: what PPO receives. Select by safety, shape, whiten, subtract beta * KL; in float64 throughout."""
 
 import asyncio
-from collections.abc import Mapping
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -28,6 +30,7 @@ MAX_LOGPROB = 1e-3
 
 @router.post("/ppo-reward", summary="Rewards for PPO: select, whiten, subtract the KL penalty")
 async def ppo_reward(body: PPORequest, service: TheService, request: Request) -> PPOResponse:
+    service.ready_engine()  # a service that drains refuses what no model runs for, too
     service.check_count("items", len(body.items))
     check_options(body)
     scores, places = await while_connected(request, score_unscored(body, service))
@@ -81,9 +84,8 @@ def check_options(body: PPORequest) -> None:
         if body.whiten.mode == "group" and item.group_id is None:
             raise InvalidInputError(f"items[{i}] has no group_id; whiten.mode group needs it for every item", i)
         check_logprobs(i, item)
-    own = np.unique(np.array(groups_of(body)), return_counts=True)
-    for group, count in zip(*own, strict=True):
-        stats_for(str(group), body.whiten, WhitenStats(int(count), 0.0, 0.0))
+    for group, count in Counter(groups_of(body)).items():
+        stats_for(group, body.whiten, WhitenStats(count, 0.0, 0.0))
 
 
 def groups_of(body: PPORequest) -> list[str]:
@@ -184,7 +186,20 @@ def reward(body: PPORequest, service: Service, scores: list[Known], usage: Usage
             )
         )
     kls = [result.kl for result in results if result.kl is not None]
-    return PPOResponse(results=results, whiten_stats=stats, mean_kl=sum(kls) / len(kls) if kls else None, usage=usage)
+    mean_kl = sum(kls) / len(kls) if kls else None
+    refuse_overflow(results, stats.values() if isinstance(stats, dict) else [stats], mean_kl)
+    return PPOResponse(results=results, whiten_stats=stats, mean_kl=mean_kl, usage=usage)
+
+
+def refuse_overflow(results: list[PPOResult], stats: Iterable[WhitenStatsBody], mean_kl: float | None) -> None:
+    """Finite input of extreme size can leave float64's range; JSON has no number for that."""
+    remedy = "overflows float64; send smaller scores, logprobs, beta or penalty, or set score_clip and kl.clip"
+    for i, result in enumerate(results):
+        if not all(map(math.isfinite, (result.reward, *(result.token_rewards or ())))):
+            raise InvalidInputError(f"items[{i}] has a reward that {remedy}", i)
+    summary = [mean_kl or 0.0, *(number for each in stats for number in (each.mean, each.m2))]
+    if not all(map(math.isfinite, summary)):
+        raise InvalidInputError(f"the request has a sum over its items that {remedy}")
 
 
 def shape(selected: Tensor, body: PPORequest) -> Tensor:
@@ -198,13 +213,14 @@ def shape(selected: Tensor, body: PPORequest) -> Tensor:
 
 def whiten_groups(shaped: Tensor, body: PPORequest) -> tuple[Tensor, WhitenStatsBody | dict[str, WhitenStatsBody]]:
     """The whitened scores, and each group's own statistics; (items,)."""
-    groups = np.array(groups_of(body))
+    places: dict[str, list[int]] = defaultdict(list)
+    for i, group in enumerate(groups_of(body)):
+        places[group].append(i)
     whitened = shaped.clone()
     own: dict[str, WhitenStatsBody] = {}
-    for group in dict.fromkeys(groups.tolist()):
-        members = torch.from_numpy(groups == group)
+    for group, members in places.items():
         stats = WhitenStats.of(shaped[members])
-        own[group] = WhitenStatsBody(**asdict(stats))
+        own[group] = WhitenStatsBody.model_construct(**asdict(stats))  # checked at the end
         if body.whiten.mode != "none":
             used = stats_for(group, body.whiten, stats)
             whitened[members] = whiten(shaped[members], used, shift_mean=body.whiten.shift_mean)

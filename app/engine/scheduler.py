@@ -10,7 +10,7 @@ import threading
 from bisect import bisect_left, insort
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 
 from app.engine.prefix_tree import TreeSize, num_common_tokens
@@ -43,18 +43,6 @@ class Job:
     num_new_tokens: int = 0  # what it added to its batch's tree, for a model
 
 
-@dataclass(slots=True)
-class Turns:
-    """A request's queued jobs, first to last; those that were pulled in are skipped."""
-
-    jobs: deque[Job] = field(default_factory=deque)
-
-    def next(self) -> Job | None:
-        while self.jobs and not self.jobs[0].is_queued:
-            self.jobs.popleft()
-        return self.jobs[0] if self.jobs else None
-
-
 class Scheduler:
     """A bounded queue between the tokenizer and one model thread; every method may be called from any thread."""
 
@@ -65,7 +53,7 @@ class Scheduler:
         self._changed = threading.Condition()
         self._closed = False
         self._arrivals = count()
-        self._requests: dict[Ticket, Turns] = {}  # in the order of arrival
+        self._requests: dict[tuple[Ticket, str], deque[Job]] = {}  # by vocabulary, in the order of arrival
         self._by_prefix: dict[str, list[tuple[bytes, int, Job]]] = defaultdict(list)  # a vocabulary's jobs, by key
         self._waiting: deque[Job] = deque()  # without room yet
         self._num_waiting: Counter[Ticket] = Counter()
@@ -123,7 +111,7 @@ class Scheduler:
                 continue
             job.is_queued = True
             self.num_queued_tokens += num_tokens
-            self._requests.setdefault(job.ticket, Turns()).jobs.append(job)
+            self._requests.setdefault((job.ticket, job.vocabulary), deque()).append(job)
             insort(self._by_prefix[job.vocabulary], (job.sequence.key, job.arrival, job))
 
     def _take(self) -> list[Job]:
@@ -148,17 +136,20 @@ class Scheduler:
 
         The caller dequeues each before it asks for the next.
         """
-        vocabulary: str | None = None
+        chosen: str | None = None
         rotation = deque(self._requests.items())
         while rotation:
-            ticket, turns = rotation.popleft()
-            job = turns.next()
-            if job is None:
-                del self._requests[ticket]
-            elif vocabulary is None or job.vocabulary == vocabulary:
-                vocabulary = job.vocabulary
-                yield job
-                rotation.append((ticket, turns))
+            (ticket, vocabulary), jobs = turn = rotation.popleft()
+            if chosen not in {None, vocabulary}:
+                continue
+            while jobs and not jobs[0].is_queued:  # taken, or pulled in before its turn
+                jobs.popleft()
+            if jobs:
+                chosen = vocabulary
+                yield jobs[0]
+                rotation.append(turn)
+            else:
+                del self._requests[ticket, vocabulary]
 
     def _pull_in(self, anchor: Job, place: int, tree: TreeSize) -> list[Job]:
         """Takes the queued neighbours of the anchor by prefix, the nearest first, while the budget lasts."""
@@ -191,8 +182,8 @@ class Scheduler:
         return place
 
     def _drop_cancelled(self) -> None:
-        for ticket in [ticket for ticket in self._requests if ticket.cancelled]:
-            for job in self._requests.pop(ticket).jobs:
+        for key in [key for key in self._requests if key[0].cancelled]:
+            for job in self._requests.pop(key):
                 if job.is_queued:
                     self._dequeue(job)
         self._admit()
