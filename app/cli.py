@@ -8,10 +8,11 @@ import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self, TextIO
+from typing import Any, Self
 
 import httpx
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails, from_json
 from tqdm import tqdm
 
 from app.errors import InvalidInputError, RewardServiceError
@@ -19,6 +20,8 @@ from app.settings import Settings
 
 logger = logging.getLogger(__name__)
 LINES_A_REQUEST = 256
+WITHOUT_A_NETWORK = {"api_keys": (), "deadline_seconds": 1e9, "max_body_mb": 1e9}
+"""What guards a service against its clients, and would only be in the way of its owner's file."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,11 +39,18 @@ def main(argv: list[str] | None = None) -> int:
 
 def in_one_line(error: Exception) -> str:
     if isinstance(error, ValidationError):
-        return "; ".join(
-            f"REWARD_{'_'.join(map(str, e['loc'])).upper()} {e['input']!r}: {e['msg']}".replace("REWARD_ ", "")
-            for e in error.errors()
-        )
-    return str(error)
+        return "; ".join(map(setting_error, error.errors()))
+    return " ".join(str(error).split())
+
+
+def setting_error(error: ErrorDetails) -> str:
+    """The setting, its value unless that is a secret, and what is wrong with it."""
+    message = error["msg"].removeprefix("Value error, ")
+    if not error["loc"]:
+        return message
+    name = str(error["loc"][0])
+    value = "" if name == "api_keys" else f" {error['input']!r}"
+    return f"REWARD_{name.upper()}{value}: {message[0].lower()}{message[1:]}"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -56,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
         ("compare", run_compare, "compare pairs, one JSON object a line, as in POST /compare"),
     ):
         command = commands.add_parser(name, help=what)
-        command.add_argument("file", type=argparse.FileType("r", encoding="utf-8"), help="a JSONL file, - for stdin")
+        command.add_argument("file", help="a JSONL file, - for stdin")
         command.add_argument("--out", type=Path, help="where the results go, a line each; stdout by default")
         if name == "compare":
             command.add_argument("--model", choices=("helpfulness", "safety"), default="helpfulness")
@@ -111,7 +121,7 @@ def run_compare(options: argparse.Namespace) -> int:
 async def post_lines(options: argparse.Namespace, path: str, name: str, body: dict[str, Any]) -> int:
     """Sends a file's lines through the app that serves, without a socket, and writes a result a line."""
     lines = list(read_lines(options.file))
-    settings = settings_of(options)
+    settings = settings_of(options).model_copy(update=WITHOUT_A_NETWORK)
     size = min(LINES_A_REQUEST, settings.max_items)
     async with InProcess(settings) as service:
         with contextlib.ExitStack() as files:
@@ -121,12 +131,12 @@ async def post_lines(options: argparse.Namespace, path: str, name: str, body: di
             for start in range(0, len(lines), size):
                 chunk = lines[start : start + size]
                 try:
-                    answer = await service.post(path, body | {name: [entry for _, entry in chunk]})
+                    answer = await service.post(path, body, name, [line for _, line in chunk])
                 except RefusedError as error:
                     if error.item is None:
                         raise
                     number = chunk[error.item][0]
-                    raise InvalidInputError(f"{options.file.name} line {number}: {error}") from None
+                    raise InvalidInputError(f"{options.file} line {number}: {error}") from None
                 out.writelines(json.dumps(result) + "\n" for result in answer["results"])
                 summaries += [answer["summary"]] if "summary" in answer else []
                 bar.update(len(chunk))
@@ -145,18 +155,20 @@ def summary_line(summaries: list[dict[str, Any]]) -> str:
     return f"{count} pairs: " + ", ".join(f"{name} {value:.4f}" for name, value in means.items())
 
 
-def read_lines(file: TextIO) -> Iterator[tuple[int, Any]]:
-    """Line numbers and objects of a JSONL file; raises InvalidInputError at the first line that is none."""
+def read_lines(file: str) -> Iterator[tuple[int, bytes]]:
+    """The lines of a JSONL file that are not blank, with their numbers; raises InvalidInputError at one that is no JSON."""
     found = False
-    for number, line in enumerate(file, 1):
-        if line.strip():
-            try:
-                yield number, json.loads(line)
-            except json.JSONDecodeError as error:
-                raise InvalidInputError(f"{file.name} line {number} is not JSON: {error.msg}") from None
-            found = True
+    with contextlib.nullcontext(sys.stdin.buffer) if file == "-" else Path(file).open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                try:
+                    from_json(line)  # the parser that reads requests
+                except ValueError as error:
+                    raise InvalidInputError(f"{file} line {number} is not JSON: {error}") from None
+                yield number, line.strip()
+                found = True
     if not found:
-        raise InvalidInputError(f"{file.name} has no lines; give one JSON object a line")
+        raise InvalidInputError(f"{file} has no lines; give one JSON object a line")
 
 
 class InProcess:
@@ -179,9 +191,13 @@ class InProcess:
     async def __aexit__(self, *exception: object) -> None:
         await self.stack.aclose()
 
-    async def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """The answer's body; raises Refused where it is an error."""
-        response = await self.client.post(path, json=body)
+    async def post(self, path: str, options: dict[str, Any], name: str, entries: list[bytes]) -> dict[str, Any]:
+        """The answer's body to the options with the entries, which are JSON, as the list `name`.
+
+        Raises RefusedError where it is an error.
+        """
+        body = json.dumps(options).encode().removesuffix(b"}") + f', "{name}": ['.encode() + b",".join(entries) + b"]}"
+        response = await self.client.post(path, content=body, headers={"content-type": "application/json"})
         answer: dict[str, Any] = response.json()
         if response.is_error:
             raise RefusedError(answer["error"]["message"], answer["error"].get("item"))

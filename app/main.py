@@ -29,7 +29,7 @@ def create_app(settings: Settings) -> FastAPI:
             yield
         finally:
             await loading
-            await asyncio.to_thread(service.close)
+            await service.close()
 
     app = FastAPI(
         title="reward-service",

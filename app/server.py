@@ -1,6 +1,5 @@
 """uvicorn with this service's way to end: drain first, then exit 0; a start that fails is one line and exit 1."""
 
-import asyncio
 import signal
 import sys
 import time
@@ -39,7 +38,7 @@ class Server(uvicorn.Server):
             return True
         if self._drain_until is not None:
             if time.monotonic() >= self._drain_until:
-                await asyncio.to_thread(self.service.close)
+                await self.service.close()
                 self.should_exit = True
             elif not self.service.num_in_flight:
                 self.should_exit = True

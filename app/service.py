@@ -54,7 +54,7 @@ class Service:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.engine: Engine | None = None
+        self.engine: Engine[RewardModel] | None = None
         self.start_error: StartError | None = None
         self.draining = False
         self.num_in_flight = 0
@@ -92,11 +92,13 @@ class Service:
         if self.start_error is not None:
             raise self.start_error
 
-    def close(self) -> None:
+    async def close(self) -> None:
+        """Refuses what is left and stops the threads."""
         if self.engine is not None:
-            self.engine.close()
+            self.engine.refuse_all()
+            await asyncio.to_thread(self.engine.close)
 
-    def ready_engine(self) -> Engine:
+    def ready_engine(self) -> Engine[RewardModel]:
         if self.draining:
             raise ShuttingDownError("the service is shutting down; retry elsewhere")
         if self.engine is None:

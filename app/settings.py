@@ -111,10 +111,11 @@ class Settings(BaseSettings):
             return str(given)
         beside_app = Path(__file__).resolve().parent.parent
         places = [Path(given)] if given is not None else [Path("models", name), beside_app / "models" / name]
+        places = list(dict.fromkeys(place.absolute() for place in places))
         for place in places:
             if place.is_dir():
                 return os.fspath(place)
-        tried = " and ".join(os.fspath(place.absolute()) for place in dict.fromkeys(places))
+        tried = " and ".join(map(os.fspath, places))
         raise StartError(
             f"no {name} model at {tried}; set REWARD_{name.upper()}_MODEL to a checkpoint's directory, "
             f"to {HUB_PREFIX} and a hub id, or to an empty value to serve without it"

@@ -11,13 +11,13 @@ import math
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 
-from app.engine.reward_model import RewardModel
 from app.engine.scheduler import Job, Ticket
 from app.engine.sequence import Scored, Sequence
-from app.engine.threads import DeviceThread, Outcome, TokenizerThread
+from app.engine.threads import DeviceThread, Model, Outcome, TokenizerThread
 from app.engine.tokenization import Input, TokenIds, Truncation
 from app.errors import (
     DeadlineExceededError,
@@ -30,6 +30,7 @@ from app.errors import (
 )
 
 DEAD = "the model thread has died; the service must be restarted"
+M = TypeVar("M", bound=Model)
 TOKENIZE_SLICE = 32
 """Inputs of one request that are tokenized before it is the next one's turn."""
 
@@ -102,12 +103,12 @@ class Request(Ticket):
             self.future.set_result(Scores(self.items, self.num_tokens, self.num_computed_tokens))
 
 
-class Engine:
+class Engine(Generic[M]):
     """Scores inputs with the models that are loaded. `start` before the first call, on the event loop that calls."""
 
     def __init__(
         self,
-        models: Mapping[str, RewardModel],
+        models: Mapping[str, M],
         *,
         max_queue_tokens: int | None = None,
         max_waiting_requests: int = 8192,
@@ -136,11 +137,15 @@ class Engine:
         for thread in self._threads():
             thread.start()
 
-    def close(self) -> None:
-        """Stops the threads after the batches that they are in; whoever still waits gets ShuttingDownError."""
+    def refuse_all(self) -> None:
+        """Whoever still waits, or comes, gets ShuttingDownError. On the event loop."""
         self._closed = True
         for request in list(self._live):
             request.fail(ShuttingDownError("the service is shutting down; retry elsewhere"))
+
+    def close(self) -> None:
+        """Stops the threads after the batches that they are in; blocks until they have. Call refuse_all first."""
+        self._closed = True
         for thread in self._threads():
             thread.stop()
         for thread in self._threads():

@@ -94,9 +94,11 @@ def load_checkpoint(
             dtype=pick_dtype(dtype, place),
             use_safetensors=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, in our words
             **options,
         )
     refuse_missing(source, loading["missing_keys"])
+    refuse_mismatched(source, loading["mismatched_keys"])
     files = weight_files(path, options)
     keep_head_exact(net, files)
     refuse_weights(source, net, files)
@@ -131,6 +133,14 @@ def refuse_missing(source: str, missing: set[str]) -> None:
         named = ", ".join(sorted(missing)[:3])
         raise ModelRefusedError(
             f"{source} lacks weights ({named}), so they would be random; train the head and save it with the checkpoint"
+        )
+
+
+def refuse_mismatched(source: str, mismatched: set[tuple[str, torch.Size, torch.Size]]) -> None:
+    for name, saved, wanted in sorted(mismatched):
+        raise ModelRefusedError(
+            f"{source} has {name} of shape {list(saved)} where its config asks for {list(wanted)}; "
+            "use a config and weights that were saved together"
         )
 
 

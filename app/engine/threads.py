@@ -5,18 +5,31 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Many
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import torch
 
 from app.engine.loading import one_line
-from app.engine.reward_model import RewardModel
 from app.engine.scheduler import Job, Scheduler
-from app.engine.sequence import Scored
+from app.engine.sequence import Scored, Sequence
+from app.engine.tokenization import Tokenization
 from app.errors import InferenceFailedError, RequestError
 
 logger = logging.getLogger(__name__)
 R = TypeVar("R")
+
+
+class Model(Protocol):
+    """What the threads and the engine need of a reward model."""
+
+    name: str
+    device: torch.device
+    max_batch_tokens: int
+    tokenization: Tokenization
+    is_causal: bool
+
+    def score(self, sequences: Many[Sequence], token_scores: Many[bool]) -> list[Scored]: ...
+
 
 Outcome = tuple[Job, str, Scored | RequestError]
 """What one model made of one job."""
@@ -75,7 +88,7 @@ class DeviceThread(threading.Thread):
 
     def __init__(
         self,
-        models: Many[RewardModel],
+        models: Many[Model],
         *,
         max_queue_tokens: int | None,
         num_threads: int | None,
@@ -98,16 +111,15 @@ class DeviceThread(threading.Thread):
         try:
             while batch := self.scheduler.take():
                 self._deliver([outcome for model in self.models.values() for outcome in score_with(model, batch)])
-        except BaseException:
+        except BaseException:  # noqa: BLE001 - nobody is above a thread: it is logged, and the engine says it is dead
             logger.exception("the model thread has died")
-            raise
         finally:
             left = [job for job in [*batch, *self.scheduler.close()] if not job.ticket.cancelled]
             error = InferenceFailedError("the model thread has died; the service must be restarted")
             self._deliver([(job, name, error) for job in left for name in job.models])
 
 
-def score_with(model: RewardModel, batch: Many[Job]) -> list[Outcome]:
+def score_with(model: Model, batch: Many[Job]) -> list[Outcome]:
     """One model's outcomes for those of the batch that want it; whatever it raises fails these jobs only."""
     jobs = [job for job in batch if model.name in job.models and not job.ticket.cancelled]
     if not jobs:

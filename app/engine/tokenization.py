@@ -11,7 +11,6 @@ from functools import cached_property
 from itertools import takewhile
 from typing import Any, Literal
 
-import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from app.engine.sequence import Sequence
@@ -68,6 +67,10 @@ class Tokenization:
         self.max_length = max_length
         self.vocab_size = vocab_size
         self.has_template = bool(tokenizer.chat_template)
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is not None:  # what the file switches on; transformers' own call switches it off too
+            backend.no_truncation()
+            backend.no_padding()
         bare, full = self._encode(["a"], add_special_tokens=False)[0], self._encode(["a"], add_special_tokens=True)[0]
         start = next((i for i in range(len(full)) if full[i : i + len(bare)] == bare), 0)
         self._num_leading, self._num_trailing = start, len(full) - start - len(bare)
@@ -132,7 +135,7 @@ class Tokenization:
     def _apply_template(self, item: Input, messages: list[dict[str, str]], **options: Any) -> str:
         try:
             text = self.tokenizer.apply_chat_template(messages, tokenize=False, **options)
-        except (jinja2.TemplateError, TypeError, ValueError) as error:
+        except Exception as error:  # a template is foreign code, and its fault with one input is that input's
             raise InvalidInputError(
                 f"{item.place} does not fit the checkpoint's chat template: {error}", item.item
             ) from error

@@ -130,7 +130,10 @@ def test_every_job_is_taken_exactly_once_and_no_batch_exceeds_the_budget(data: s
     budget = data.draw(st.integers(1, 60))
     scheduler = Scheduler(budget, data.draw(st.integers(1, 200)))
     tokens = st.lists(st.integers(0, 2), min_size=1, max_size=40)
-    requests = [[job(ticket, *ids) for ids in data.draw(st.lists(tokens, max_size=5))] for ticket in (Ticket() for _ in range(6))]
+    requests = [
+        [job(ticket, *ids) for ids in data.draw(st.lists(tokens, max_size=5))]
+        for ticket in (Ticket() for _ in range(6))
+    ]
     for request in requests:
         scheduler.submit(request)
     cancelled = data.draw(st.sampled_from([None, *range(6)]))

@@ -74,7 +74,9 @@ def test_every_path_gives_the_same_scores(models: dict[str, RewardModel], family
     model = models[family]
     rng = np.random.default_rng(4)
     trunk = token_ids(rng, 90)
-    sequences = [Sequence.of(trunk[:n] + token_ids(rng, m)) for n, m in [(90, 0), (80, 60), (70, 1), (0, 100), (64, 64)]]
+    sequences = [
+        Sequence.of(trunk[:n] + token_ids(rng, m)) for n, m in [(90, 0), (80, 60), (70, 1), (0, 100), (64, 64)]
+    ]
     expected = [model.oracle(sequence) for sequence in sequences]
     facts, model.facts = model.facts, Facts(path, "forced")
     try:
@@ -107,9 +109,7 @@ def test_token_scores_are_the_scores_of_the_prefixes_and_change_no_other_bit(
     model = models["llama"]
     wanted = data.draw(st.lists(st.booleans(), min_size=len(sequences), max_size=len(sequences)))
     plain = model.score(sequences)
-    for scored, other, sequence, asked in zip(
-        model.score(sequences, wanted), plain, sequences, wanted, strict=True
-    ):
+    for scored, other, sequence, asked in zip(model.score(sequences, wanted), plain, sequences, wanted, strict=True):
         assert scored.score == other.score
         assert (scored.token_scores is not None) is asked
         if scored.token_scores is not None:

@@ -1,0 +1,123 @@
+"""Matrix-product FLOPs of a Llama-shaped trunk, counted from the rows and query-key pairs that sequences need.
+
+Pure. A multiply-add counts 2. Counted are the linear layers and attention's two products; the embedding, norms, softmax,
+rotary embedding and the one-output head are no matrix products worth counting. A causal query at depth d attends to d + 1
+keys, so a sequence of n tokens has n (n + 1) / 2 pairs, whatever a kernel computes beyond them.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """The sizes that decide a trunk's matrix products."""
+
+    num_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "ModelShape":
+        """From the keys of a Llama `config.json`."""
+        num_heads = int(config["num_attention_heads"])
+        return cls(
+            num_layers=int(config["num_hidden_layers"]),
+            hidden_size=int(config["hidden_size"]),
+            intermediate_size=int(config["intermediate_size"]),
+            num_heads=num_heads,
+            num_kv_heads=int(config.get("num_key_value_heads", num_heads)),
+            head_dim=int(config.get("head_dim") or int(config["hidden_size"]) // num_heads),
+        )
+
+    @property
+    def projections(self) -> tuple[tuple[int, int], ...]:
+        """(in, out) of each linear layer of one decoder layer: q, k, v, o, gate, up, down."""
+        query = self.num_heads * self.head_dim
+        key_value = self.num_kv_heads * self.head_dim
+        hidden, intermediate = self.hidden_size, self.intermediate_size
+        return (
+            (hidden, query),
+            (hidden, key_value),
+            (hidden, key_value),
+            (query, hidden),
+            (hidden, intermediate),
+            (hidden, intermediate),
+            (intermediate, hidden),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a trunk must process: rows (tokens that are computed), attention's query-key pairs, scored positions."""
+
+    num_rows: int
+    num_pairs: int
+    num_scored: int
+
+
+def whole_work(sequences: Sequence[Sequence[int]]) -> Work:
+    """Every sequence computed by itself."""
+    lengths = [len(sequence) for sequence in sequences]
+    return Work(sum(lengths), sum(length * (length + 1) // 2 for length in lengths), len(lengths))
+
+
+def shared_work(sequences: Sequence[Sequence[int]]) -> Work:
+    """Every common prefix computed once: the nodes of the sequences' trie, each attending to its ancestors and itself."""
+    num_rows = num_pairs = 0
+    previous: Sequence[int] = ()
+    for sequence in sorted(tuple(sequence) for sequence in sequences):
+        shared = _common_prefix_length(previous, sequence)
+        num_rows += len(sequence) - shared
+        num_pairs += (len(sequence) * (len(sequence) + 1) - shared * (shared + 1)) // 2
+        previous = sequence
+    return Work(num_rows, num_pairs, len(sequences))
+
+
+def interpolated_work(whole: Work, shared: Work, num_rows: int) -> Work:
+    """Return the work of a server that reports `num_rows` computed rows: its pairs lie between the two ends, as its rows do.
+
+    Exact at either end; between them an estimate, since which prefixes met in a batch is not reported.
+    """
+    if whole.num_rows == shared.num_rows:
+        return whole
+    unshared = (num_rows - shared.num_rows) / (whole.num_rows - shared.num_rows)
+    num_pairs = shared.num_pairs + round(unshared * (whole.num_pairs - shared.num_pairs))
+    return Work(num_rows, num_pairs, whole.num_scored)
+
+
+def trunk_flops(shape: ModelShape, work: Work, *, pruned_last_layer: bool = False) -> int:
+    """FLOPs of `work`; with `pruned_last_layer` the last layer computes keys and values for every row, the rest for scored rows alone.
+
+    The pruned layer's attention is bounded by the mean pairs of a row, as the scored rows' own depths are not in `work`.
+    """
+    per_pair = 4 * shape.num_heads * shape.head_dim
+    full_layer = work.num_rows * linear_flops_per_row(shape) + work.num_pairs * per_pair
+    if not pruned_last_layer:
+        return shape.num_layers * full_layer
+    key_value = 4 * shape.hidden_size * shape.num_kv_heads * shape.head_dim
+    scored_pairs = round(2 * work.num_pairs * work.num_scored / max(work.num_rows, 1))
+    last_layer = (
+        work.num_rows * key_value
+        + work.num_scored * (linear_flops_per_row(shape) - key_value)
+        + scored_pairs * per_pair
+    )
+    return (shape.num_layers - 1) * full_layer + last_layer
+
+
+def linear_flops_per_row(shape: ModelShape) -> int:
+    """FLOPs of one decoder layer's linear layers for one row."""
+    return sum(2 * num_in * num_out for num_in, num_out in shape.projections)
+
+
+def _common_prefix_length(first: Iterable[int], second: Iterable[int]) -> int:
+    length = 0
+    for left, right in zip(first, second, strict=False):
+        if left != right:
+            break
+        length += 1
+    return length

@@ -1,0 +1,42 @@
+"""What a measurement gives: one record a turn, and what starting the servers took. Plain data, ready for JSON."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One server's turn in one repeat.
+
+    `useful_flops`: every sequence whole, as a server without sharing computes it; None for a server that scores nothing. `executed_flops`: on the rows that the
+    server says it computed, None where it says nothing. `gemm_flops_per_second`: around this turn.
+    """
+
+    workload: str
+    target: str
+    repeat: int
+    seconds: float
+    num_requests: int
+    num_tokens: int
+    num_computed_tokens: int | None
+    latency_p50: float
+    latency_p99: float
+    useful_flops: int | None
+    executed_flops: int | None
+    gemm_flops_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class StartUp:
+    """What a server took to become ready, and its resident memory after the runs (after the start, without runs)."""
+
+    workload: str
+    target: str
+    ready_seconds: float
+    resident_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadResult:
+    samples: tuple[Sample, ...]
+    start_ups: tuple[StartUp, ...]
+    largest_score_difference: float

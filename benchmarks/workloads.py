@@ -1,0 +1,120 @@
+"""The texts that are scored: trainers' traffic in five shapes, from a seed and a word list alone.
+
+Knows no tokenizer: words come from outside (`tokenizer_words` takes those that are one token each), so the number of
+words is the number of tokens but for the chat markup. Every seed gives other words but the same lengths, so that repeats
+compare and no server's cache outlives a repeat.
+"""
+
+import random
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+USER_START = "<|im_start|>user\n"
+ASSISTANT_START = "<|im_end|>\n<|im_start|>assistant\n"
+TURN_END = "<|im_end|>"
+NUM_MARKUP_TOKENS = 10
+
+_SPACE_MARK = "\u0120"
+_WORD = re.compile(f"{_SPACE_MARK}[a-z]{{2,12}}")
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """Texts, one a request; which checkpoint scores them (`deep` or `tiny`); requests in flight in the closed loop."""
+
+    name: str
+    checkpoint: str
+    concurrency: int
+    texts: tuple[str, ...]
+
+
+def build_workload(name: str, words: Sequence[str], seed: int) -> Workload:
+    """Return the workload `name` (a key of `WORKLOADS`) for this seed; the same arguments give the same texts."""
+    source = random.Random(f"{name}:{seed}")  # noqa: S311 (texts, not secrets)
+    return WORKLOADS[name](words, source)
+
+
+def tokenizer_words(vocabulary: Mapping[str, int]) -> list[str]:
+    """Plain lower-case words that a byte-level BPE has as one token (after a space), by token id."""
+    tokens = sorted((token_id, token) for token, token_id in vocabulary.items() if _WORD.fullmatch(token))
+    return [token.removeprefix(_SPACE_MARK) for _, token in tokens]
+
+
+def _distinct(words: Sequence[str], source: random.Random) -> Workload:
+    """96 conversations that share nothing but the markup, 20 to 470 tokens, evenly spread."""
+    lengths = _spread(96, 20, 470)
+    source.shuffle(lengths)
+    texts = [_conversation(*_split(words, source, length)) for length in lengths]
+    return Workload("distinct", "deep", 96, tuple(texts))
+
+
+def _groups(words: Sequence[str], source: random.Random) -> Workload:
+    """6 prompts of about 240 tokens with 16 responses of 20 to 200 tokens each, as best-of-n and GRPO send them."""
+    texts: list[str] = []
+    for num_prompt_words in _spread(6, 140, 340):
+        prompt = _phrase(words, source, num_prompt_words)
+        lengths = _spread(16, 20, 200)
+        source.shuffle(lengths)
+        texts += [_conversation(prompt, _phrase(words, source, length)) for length in lengths]
+    return Workload("groups", "deep", 96, tuple(texts))
+
+
+def _pairs(words: Sequence[str], source: random.Random) -> Workload:
+    """48 pairs: prompts of 40 to 300 tokens, two responses of 10 to 170 tokens to each."""
+    texts: list[str] = []
+    prompt_lengths = _spread(48, 40, 300)
+    response_lengths = _spread(96, 10, 170)
+    source.shuffle(prompt_lengths)
+    source.shuffle(response_lengths)
+    for index, num_prompt_words in enumerate(prompt_lengths):
+        prompt = _phrase(words, source, num_prompt_words)
+        lengths = response_lengths[2 * index : 2 * index + 2]
+        texts += [_conversation(prompt, _phrase(words, source, length)) for length in lengths]
+    return Workload("pairs", "deep", 96, tuple(texts))
+
+
+def _single_short(words: Sequence[str], source: random.Random) -> Workload:
+    """3,000 conversations of 14 to 34 tokens for the tiny checkpoint: HTTP is the limit."""
+    lengths = _spread(3000, 14, 34)
+    source.shuffle(lengths)
+    texts = [_conversation(*_split(words, source, length)) for length in lengths]
+    return Workload("single-short", "tiny", 64, tuple(texts))
+
+
+def _long(words: Sequence[str], source: random.Random) -> Workload:
+    """12 conversations of 1,000 to 3,000 tokens."""
+    lengths = _spread(12, 1000, 3000)
+    source.shuffle(lengths)
+    texts = [_conversation(*_split(words, source, length)) for length in lengths]
+    return Workload("long", "deep", 12, tuple(texts))
+
+
+WORKLOADS: Mapping[str, Callable[[Sequence[str], random.Random], Workload]] = {
+    "distinct": _distinct,
+    "groups": _groups,
+    "pairs": _pairs,
+    "single-short": _single_short,
+    "long": _long,
+}
+
+
+def _conversation(prompt: str, response: str) -> str:
+    return f"{USER_START}{prompt}{ASSISTANT_START}{response}{TURN_END}"
+
+
+def _phrase(words: Sequence[str], source: random.Random, num_words: int) -> str:
+    return " ".join(source.choices(words, k=num_words))
+
+
+def _split(words: Sequence[str], source: random.Random, num_tokens: int) -> tuple[str, str]:
+    """Return a prompt and a response of `num_tokens` together with their markup, the prompt 30 to 70 % of them."""
+    num_words = num_tokens - NUM_MARKUP_TOKENS
+    num_prompt_words = max(1, round(num_words * source.uniform(0.3, 0.7)))
+    prompt = _phrase(words, source, num_prompt_words)
+    return prompt, _phrase(words, source, max(1, num_words - num_prompt_words))
+
+
+def _spread(count: int, low: int, high: int) -> list[int]:
+    """`count` integers from `low` to `high`, both included, evenly spaced."""
+    return [round(low + (high - low) * index / (count - 1)) for index in range(count)]
