@@ -111,7 +111,7 @@ class DeviceThread(threading.Thread):
         try:
             while batch := self.scheduler.take():
                 self._deliver([outcome for model in self.models.values() for outcome in score_with(model, batch)])
-        except BaseException:  # noqa: BLE001 - nobody is above a thread: it is logged, and the engine says it is dead
+        except BaseException:  # nobody is above a thread: it is logged, and the engine says it is dead
             logger.exception("the model thread has died")
         finally:
             left = [job for job in [*batch, *self.scheduler.close()] if not job.ticket.cancelled]

@@ -111,9 +111,11 @@ async def held_up(engine: Engine[FakeModel], model: FakeModel) -> AsyncIterator[
     first = asyncio.create_task(engine.score([ids(1)]))
     await until(model.entered.is_set)
     (device,) = engine.devices.values()
-    yield device.scheduler
-    model.go.set()
-    await settle(first)
+    try:
+        yield device.scheduler
+    finally:
+        model.go.set()
+        await settle(first)
 
 
 def test_answers_come_in_the_order_of_the_inputs_with_their_tokens_counted() -> None:
@@ -229,8 +231,10 @@ def test_requests_wait_for_room_and_only_too_many_of_them_are_refused() -> None:
 
     async def use(engine: Engine[FakeModel]) -> list[Scores | BaseException]:
         async with held_up(engine, model) as queue:
-            tasks = [asyncio.create_task(engine.score([ids(*range(10 * i, 10 * i + 10))])) for i in range(7)]
-            await until(lambda: queue.num_waiting_requests == 5)
+            tasks = []
+            for i in range(7):
+                tasks.append(asyncio.create_task(engine.score([ids(*range(10 * i, 10 * i + 10))])))
+                await until(lambda: queue.num_queued_tokens // 10 + queue.num_waiting_requests == len(tasks))
             with pytest.raises(OverloadedError, match="5 requests wait"):
                 await engine.score([ids(1)])
         return await settle(*tasks)
