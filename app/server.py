@@ -1,6 +1,8 @@
 """uvicorn with this service's way to end: drain first, then exit 0; a start that fails is one line and exit 1."""
 
+import logging
 import signal
+import socket
 import sys
 import time
 from types import FrameType
@@ -8,8 +10,11 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from app.errors import StartError
 from app.service import Service
+from app.settings import Settings
 
+logger = logging.getLogger(__name__)
 CLOSE_SECONDS = 2.0
 """Kept from the grace period: for refusing what is left and closing connections."""
 
@@ -24,6 +29,7 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self.service = service
         self._drain_until: float | None = None
+        self._is_announced = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
         if self._drain_until is not None:
@@ -36,6 +42,9 @@ class Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         if self.service.start_error is not None:
             return True
+        if self.service.engine is not None and not self._is_announced:
+            self._is_announced = True
+            logger.info("ready on %s, docs on %s/docs", *[address(self)] * 2)
         if self._drain_until is not None:
             if time.monotonic() >= self._drain_until:
                 await self.service.close()
@@ -43,6 +52,24 @@ class Server(uvicorn.Server):
             elif not self.service.num_in_flight:
                 self.should_exit = True
         return await super().on_tick(counter)
+
+
+def address(server: uvicorn.Server) -> str:
+    """Where it really listens: port 0 has become a free one."""
+    host, port = server.servers[0].sockets[0].getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def listener(settings: Settings, backlog: int) -> socket.socket:
+    """Bound before any model is loaded, so that a port that is taken says so at once."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=backlog)
+    except OSError as error:
+        raise StartError(
+            f"cannot listen on {settings.host} port {settings.port} ({error.strerror}); "
+            "set REWARD_HOST and REWARD_PORT to an address of this machine and a free port"
+        ) from error
 
 
 def run(app: FastAPI) -> int:
@@ -53,12 +80,12 @@ def run(app: FastAPI) -> int:
         app,
         host=settings.host,
         port=settings.port,
-        log_level="info",
+        log_level="warning",  # a start that fails is one line, and one that succeeds says so itself
         access_log=False,
         timeout_graceful_shutdown=int(CLOSE_SECONDS),
         server_header=False,
     )
-    Server(config, service).run()
+    Server(config, service).run(sockets=[listener(settings, config.backlog)])
     if service.start_error is not None:
         sys.stderr.write(f"reward-service: {service.start_error}\n")
         return 1

@@ -4,6 +4,7 @@ The one place that loads models and decides what a request may ask of them; `app
 """
 
 import asyncio
+import gc
 import logging
 from collections.abc import Sequence as Many
 from typing import cast
@@ -72,6 +73,9 @@ class Service:
             )
             engine.start()
             await engine.score([Input(Text("ready"))])
+            # What is loaded stays: without this, every full collection walks all of torch and stops every thread.
+            gc.collect()
+            gc.freeze()
             self.engine = engine
         except StartError as error:
             self.start_error = error

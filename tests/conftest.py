@@ -23,7 +23,7 @@ from app.settings import Settings
 from tests.models import make_model
 
 ask_for_reproducible_gemm()
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 Serve = Callable[..., AbstractContextManager[httpx.Client]]
 
@@ -44,9 +44,11 @@ def serve(safety_dir: Path, helpfulness_dir: Path) -> Serve:
 
     @contextmanager
     def start(**settings: Any) -> Iterator[httpx.Client]:
-        defaults = {"safety_model": str(safety_dir), "helpfulness_model": str(helpfulness_dir), "port": 0}
+        defaults: dict[str, Any] = {"safety_model": str(safety_dir), "helpfulness_model": str(helpfulness_dir)}
         app = create_app(Settings(_env_file=None, **defaults | settings))
-        server = Server(uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=2), app.state.service)
+        server = Server(
+            uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=2), app.state.service
+        )
         thread = threading.Thread(target=server.run)
         thread.start()
         try:

@@ -60,7 +60,9 @@ def install(app: FastAPI) -> None:
                 mapped = MethodNotAllowedError(f"{path} does not take {request.method}; /docs lists the routes")
             case _:
                 mapped = InvalidInputError(str(error.detail))
-        return error_response(mapped)
+        response = error_response(mapped)
+        response.headers.update(error.headers or {})  # such as Allow
+        return response
 
     def client_gone(_: Request, __: Exception) -> Response:
         return Response(status_code=CLIENT_CLOSED_REQUEST)

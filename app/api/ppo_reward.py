@@ -54,8 +54,12 @@ async def score_unscored(body: PPORequest, service: Service) -> tuple[list[Known
     if unscored:
         service.require_models(["safety"], "selecting by safety")
         plain = next((i for i in unscored if not body.items[i].is_safety), None)
-        if plain is not None:
-            service.require_models(["helpfulness"], f"items[{plain}], which is not is_safety,")
+        if plain is not None and "helpfulness" not in service.ready_engine().models:
+            raise InvalidInputError(
+                f"items[{plain}] is not is_safety and needs the helpfulness model, which is not loaded; "
+                "set REWARD_HELPFULNESS_MODEL",
+                plain,
+            )
         models = service.require_models(None, "selecting")
         inputs = [engine_input(body.items[i], i) for i in unscored]
         scores: Scores = await service.score(inputs, models=models, truncation=body.truncation)

@@ -1,8 +1,8 @@
 """Attention over a prefix tree, for every decoder that goes through transformers' attention interface.
 
 One packed row holds a batch's tree (see `prefix_tree`). Token q attends to token k exactly when k is on q's path, at or
-before it, and inside the layer's sliding window. On CPU this is SDPA over blocks of 64 queries that are aligned to the
-*absolute position*: a block's shapes then depend on its position alone, and so do the bits of what it computes,
+before it, and inside the layer's sliding window. On CPU this is SDPA over blocks of up to 64 queries that are aligned to
+the *absolute position*: a block's shapes then depend on its position alone, and so do the bits of what it computes,
 wherever the tree was cut and whatever else is in the batch. Blocks at one position run as one call.
 On CUDA it is `flex_attention` with the tree as its mask.
 """
@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -49,47 +48,61 @@ class Queries:
 class QueryBlock:
     """Query blocks at one position, a unit for each path that has queries there."""
 
-    position: int  # of the first query, a multiple of BLOCK
-    query_rows: Tensor  # (units * BLOCK,) where no query is wanted, any row
-    key_rows: Tensor  # (units, position + BLOCK) behind the path's end, any row: causality masks it
-    kept: Tensor  # (n,) the wanted ones among units * BLOCK
+    position: int  # of the first query
+    length: int  # in queries
+    query_rows: Tensor  # (units * length,) where no query is wanted, any row
+    key_rows: Tensor  # (units, position + length) behind the path's end, any row: causality masks it
+    kept: Tensor  # (n,) the wanted ones among units * length
     rows: Tensor  # (n,) where they go
 
 
 def query_blocks(wanted: list[Queries]) -> list[QueryBlock]:
     """The blocks that compute all the wanted queries, by position, none over MAX_KEY_ROWS unless a single unit is."""
-    return list(_query_blocks(wanted))
-
-
-def _query_blocks(wanted: list[Queries]) -> Iterator[QueryBlock]:
     units: dict[int, list[tuple[Queries, slice]]] = {}
     for queries in wanted:
-        block_of = queries.positions // BLOCK
-        bounds = np.flatnonzero(np.diff(block_of, prepend=-1, append=-1))
-        for start, stop in pairwise(bounds):
-            units.setdefault(int(block_of[start]), []).append((queries, slice(start, stop)))
-    for block, members in sorted(units.items()):
-        num_keys = (block + 1) * BLOCK
-        most = max(MAX_KEY_ROWS // num_keys, 1)
-        for first in range(0, len(members), most):
-            yield _query_block(block * BLOCK, members[first : first + most])
+        for start, chosen in split_at_blocks(queries.positions):
+            units.setdefault(start, []).append((queries, chosen))
+    blocks = []
+    for start, members in sorted(units.items()):
+        most = max(MAX_KEY_ROWS // (start + block_length(start)), 1)
+        blocks += [query_block(start, members[i : i + most]) for i in range(0, len(members), most)]
+    return blocks
 
 
-def _query_block(position: int, members: list[tuple[Queries, slice]]) -> QueryBlock:
-    query_rows = np.zeros(len(members) * BLOCK, np.int64)
-    key_rows = np.zeros((len(members), position + BLOCK), np.int64)
+def block_start(position: int) -> int:
+    """Where the block of a position begins: at 0, 16, 32, and from there on at every multiple of BLOCK."""
+    return position // BLOCK * BLOCK if position >= BLOCK else (0, 16, 32, 32)[position // 16]
+
+
+def block_length(start: int) -> int:
+    return 16 if start < 32 else 32 if start == 32 else BLOCK  # noqa: PLR2004 - see block_start
+
+
+def split_at_blocks(positions: IntArray) -> Iterator[tuple[int, slice]]:
+    """Each block's start and the part of the (ascending) positions that is in it."""
+    done, last = 0, int(positions[-1])
+    while done < len(positions):
+        start = block_start(int(positions[done]))
+        end = start + block_length(start)
+        stop = len(positions) if last < end else int(np.searchsorted(positions, end))
+        yield start, slice(done, stop)
+        done = stop
+
+
+def query_block(position: int, members: list[tuple[Queries, slice]]) -> QueryBlock:
+    length = block_length(position)
+    query_rows = np.zeros(len(members) * length, np.int64)
+    key_rows = np.zeros((len(members), position + length), np.int64)
     kept = []
     for unit, (queries, chosen) in enumerate(members):
-        places = unit * BLOCK + queries.positions[chosen] - position
+        places = queries.positions[chosen] + (unit * length - position)
         query_rows[places] = queries.rows[chosen]
-        on_path = queries.path[: position + BLOCK]
+        on_path = queries.path[: position + length]
         key_rows[unit, : len(on_path)] = on_path
         kept.append(places)
-    rows = query_rows[np.concatenate(kept)]
-    return QueryBlock(
-        position,
-        *(torch.from_numpy(a) for a in (query_rows, key_rows, np.concatenate(kept), rows)),
-    )
+    all_kept = np.concatenate(kept)
+    arrays = (query_rows, key_rows, all_kept, query_rows[all_kept])
+    return QueryBlock(position, length, *(torch.from_numpy(array) for array in arrays))
 
 
 class PackedRow:
@@ -121,7 +134,7 @@ class PackedRow:
         if window not in self._flex_masks:
             depth = self.position_ids[0]
             end = torch.arange(1, self.num_rows + 1, device=self.device)
-            end[: self.tree.num_tokens] = torch.from_numpy(self.tree.end).to(self.device)
+            end[: self.tree.num_tokens] = torch.from_numpy(self.tree.end()).to(self.device)
 
             def on_path(_batch: Tensor, _head: Tensor, q: Tensor, k: Tensor) -> Tensor:
                 seen = (k <= q) & (q < end[k])
@@ -224,14 +237,14 @@ def block_attention(
         first = 0 if window is None else max(block.position - window + 1, 0) // BLOCK * BLOCK
         key_rows = block.key_rows[:, first:].reshape(-1)
         attended = masked_attention(
-            by_head(queries, block.query_rows, units, query.shape[0]),  # (units, heads, BLOCK, head_dim)
+            by_head(queries, block.query_rows, units, query.shape[0]),  # (units, heads, length, head_dim)
             by_head(keys, key_rows, units, key.shape[0]),  # (units, key_value_heads, num_keys, head_dim)
             by_head(values, key_rows, units, value.shape[0]),
-            block_mask(block.position - first, window, query.dtype),  # (BLOCK, num_keys)
+            block_mask(block.position - first, block.length, window, query.dtype),  # (length, num_keys)
             scaling,
             softcap,
         )
-        flat = attended.transpose(1, 2).reshape(units * BLOCK, -1)
+        flat = attended.transpose(1, 2).reshape(units * block.length, -1)
         out.index_copy_(0, block.rows, flat.index_select(0, block.kept))
     return out.view(1, query.shape[1], query.shape[0], value.shape[2])
 
@@ -247,9 +260,9 @@ def by_head(states: Tensor, rows: Tensor, units: int, num_heads: int) -> Tensor:
 
 
 @lru_cache(maxsize=128)
-def block_mask(offset: int, window: int | None, dtype: torch.dtype) -> Tensor:
-    """(BLOCK, offset + BLOCK): 0 where the query at `offset` and on may see the key, minus infinity elsewhere."""
-    distance = torch.arange(offset, offset + BLOCK)[:, None] - torch.arange(offset + BLOCK)
+def block_mask(offset: int, length: int, window: int | None, dtype: torch.dtype) -> Tensor:
+    """(length, offset + length): 0 where the query at `offset` and on may see the key, minus infinity elsewhere."""
+    distance = torch.arange(offset, offset + length)[:, None] - torch.arange(offset + length)
     seen = distance >= 0 if window is None else (distance >= 0) & (distance < window)
     return torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, -torch.inf)
 
@@ -257,7 +270,7 @@ def block_mask(offset: int, window: int | None, dtype: torch.dtype) -> Tensor:
 def masked_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None, softcap: float | None
 ) -> Tensor:
-    """softmax(cap(q k^T * scaling) + mask) v, heads grouped by the shapes; (units, heads, BLOCK, value_dim)."""
+    """softmax(cap(q k^T * scaling) + mask) v, heads grouped by the shapes; (units, heads, length, value_dim)."""
     if softcap is None:
         return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling, enable_gqa=True)
     groups = query.shape[1] // key.shape[1]

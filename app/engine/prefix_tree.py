@@ -51,8 +51,9 @@ class TreeSize:
         neighbours = self._keys[max(place - 1, 0) : place + 1]
         return len(key) // TOKEN_BYTES - max((num_common_tokens(key, other) for other in neighbours), default=0)
 
-    def add(self, key: bytes) -> int:
-        cost = self.cost(key)
+    def add(self, key: bytes, cost: int | None = None) -> int:
+        """Adds the key; returns its cost, which may be given where it is known."""
+        cost = self.cost(key) if cost is None else cost
         insort(self._keys, key)
         self.num_tokens += cost
         return cost
@@ -62,18 +63,30 @@ class TreeSize:
 class PrefixTree:
     """A batch's token trie in depth-first order, as one packed row of `num_tokens`.
 
-    Token q attends to token k exactly when `k <= q < end[k]` (and, under a sliding window of w, `depth[q] - depth[k] < w`).
+    Token q attends to token k exactly when `k <= q < end()[k]` (and, under a sliding window of w, `depth[q] - depth[k] < w`).
     """
 
     token_ids: IntArray  # (num_tokens,)
     depth: IntArray  # (num_tokens,) a token's position in its sequences
-    end: IntArray  # (num_tokens,) where the subtree below the token ends
     paths: list[IntArray]  # per sequence, in the caller's order: the rows of its tokens, first to last
     tails: list[tuple[int, int]]  # per sequence, in the caller's order: its first own token's depth, and its length
+    forks: list[
+        tuple[int, int]
+    ]  # per tail in depth-first order: the depth at which it leaves the path before it, its row
 
     @property
     def num_tokens(self) -> int:
         return len(self.token_ids)
+
+    def end(self) -> IntArray:
+        """Per token, the row where its subtree ends: at the next tail that starts no deeper than the token lies."""
+        end = np.full(self.num_tokens, self.num_tokens, np.int64)
+        open_rows = np.empty(0, np.int64)  # the rows of the current path, by depth
+        stops = [*(row for _, row in self.forks[1:]), self.num_tokens]
+        for (shared, start), stop in zip(self.forks, stops, strict=True):
+            end[open_rows[shared:]] = start
+            open_rows = np.concatenate([open_rows[:shared], np.arange(start, stop)])
+        return end
 
     @classmethod
     def of(cls, keys: Sequence[bytes]) -> "PrefixTree":
@@ -83,7 +96,7 @@ class PrefixTree:
         tails: list[tuple[int, int]] = [(0, 0)] * len(keys)
         token_ids, depth = [], []
         num_rows, before, path = 0, b"", np.empty(0, np.int64)
-        shared_lengths, starts = [], []
+        forks = []
         for i in order:
             key = keys[i]
             length, shared = len(key) // TOKEN_BYTES, num_common_tokens(before, key)
@@ -91,26 +104,6 @@ class PrefixTree:
             paths[i], tails[i] = path, (shared, length)
             token_ids.append(decode_key(key[shared * TOKEN_BYTES :]))
             depth.append(np.arange(shared, length))
-            shared_lengths.append(shared)
-            starts.append(num_rows)
+            forks.append((shared, num_rows))
             num_rows, before = num_rows + length - shared, key
-        return cls(
-            np.concatenate(token_ids),
-            np.concatenate(depth),
-            subtree_ends(shared_lengths, starts, num_rows),
-            paths,
-            tails,
-        )
-
-
-def subtree_ends(shared_lengths: Sequence[int], starts: Sequence[int], num_rows: int) -> IntArray:
-    """Per token, the row where its subtree ends: at the next tail that starts no deeper than the token lies.
-
-    `shared_lengths[i]` is the depth at which tail i leaves the path before it, `starts[i]` its first row.
-    """
-    end = np.full(num_rows, num_rows, np.int64)
-    open_rows = np.empty(0, np.int64)  # the rows of the current path, by depth
-    for shared, start, stop in zip(shared_lengths, starts, [*starts[1:], num_rows], strict=True):
-        end[open_rows[shared:]] = start
-        open_rows = np.concatenate([open_rows[:shared], np.arange(start, stop)])
-    return end
+        return cls(np.concatenate(token_ids), np.concatenate(depth), paths, tails, forks)

@@ -94,7 +94,7 @@ class RewardModel:
 
     def scored_position(self, sequence: Sequence) -> int:
         """transformers' choice: the rightmost token that is not padding, the last without a pad token."""
-        if self.pad_token_id is None:
+        if self.pad_token_id is None or sequence.last_token_id != self.pad_token_id:
             return sequence.num_tokens - 1
         places = np.flatnonzero(sequence.token_ids != self.pad_token_id)
         return int(places[-1]) if len(places) else 0

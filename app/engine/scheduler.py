@@ -119,10 +119,11 @@ class Scheduler:
         batch: list[Job] = []
         tree = TreeSize()
         for job in self._in_turns():
-            if batch and tree.num_tokens + tree.cost(job.sequence.key) > self.max_batch_tokens:
+            cost = tree.cost(job.sequence.key)
+            if batch and tree.num_tokens + cost > self.max_batch_tokens:
                 break
             place = self._dequeue(job)
-            job.num_new_tokens = tree.add(job.sequence.key)
+            job.num_new_tokens = tree.add(job.sequence.key, cost)
             batch.append(job)
             batch += self._pull_in(job, place, tree)
         self._admit()
@@ -165,10 +166,13 @@ class Scheduler:
             shared, i = max(neighbours)
             job = queue[i][2]
             enough = max(MIN_SHARED_TOKENS, MIN_SHARED_FRACTION * job.sequence.num_tokens)
-            if shared < enough or tree.num_tokens + tree.cost(job.sequence.key) > self.max_batch_tokens:
+            if shared < enough:
+                return pulled
+            cost = tree.cost(job.sequence.key)
+            if tree.num_tokens + cost > self.max_batch_tokens:
                 return pulled
             self._dequeue(job)
-            job.num_new_tokens = tree.add(job.sequence.key)
+            job.num_new_tokens = tree.add(job.sequence.key, cost)
             pulled.append(job)
             before -= i == before
 

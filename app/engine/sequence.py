@@ -21,6 +21,10 @@ class Sequence:
         return len(self.key) // TOKEN_BYTES
 
     @property
+    def last_token_id(self) -> int:
+        return int.from_bytes(self.key[-TOKEN_BYTES:])
+
+    @property
     def token_ids(self) -> IntArray:
         return decode_key(self.key)
 

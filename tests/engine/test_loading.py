@@ -23,7 +23,7 @@ def edit_config(directory: Path, **changes: object) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
-def edit_weights(directory: Path, edit: Callable[[dict[str, torch.Tensor]], None]) -> None:
+def edit_weights(directory: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> None:
     tensors = load_file(directory / WEIGHTS)
     edit(tensors)
     save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
@@ -76,6 +76,11 @@ def cut_short(directory: Path) -> None:
     (directory / WEIGHTS).write_bytes(content[: len(content) // 2])
 
 
+def no_tokenizer(directory: Path) -> None:
+    for file in directory.glob("tokenizer*"):
+        file.unlink()
+
+
 REFUSALS: dict[Callable[[Path], object], tuple[str, str]] = {
     no_head: ("score.weight", "train the head"),
     no_layer: ("model.layers.1.mlp.up_proj.weight", "random"),
@@ -92,7 +97,7 @@ REFUSALS: dict[Callable[[Path], object], tuple[str, str]] = {
     lambda d: (d / "config.json").unlink(): ("cannot be loaded", "config.json"),
     lambda d: (d / "config.json").write_text("{"): ("cannot be loaded", "config.json"),
     lambda d: edit_config(d, model_type="no-such-family"): ("cannot be loaded", "check"),
-    lambda d: [file.unlink() for file in d.glob("tokenizer*")]: ("cannot be loaded", "tokenizer"),
+    no_tokenizer: ("cannot be loaded", "tokenizer"),
     lambda d: (d / "tokenizer.json").write_text("{}"): ("cannot be loaded", "tokenizer"),
 }
 
@@ -213,7 +218,7 @@ def test_the_version_is_that_of_the_weights(tmp_path: Path) -> None:
 def test_the_limit_is_what_positions_and_tokenizer_allow(
     tmp_path: Path, family: str, positions: int, tokenizer_limit: int | None, expected: int
 ) -> None:
-    options = {} if tokenizer_limit is None else {"model_max_length": tokenizer_limit}
+    options: dict[str, Any] = {} if tokenizer_limit is None else {"model_max_length": tokenizer_limit}
     base = {"model_type": "roberta", "pad_token_id": 1} if family == "roberta" else {}
     config = FAMILIES["bert" if family == "roberta" else family] | base | {"max_position_embeddings": positions}
     directory = make_model(

@@ -43,7 +43,7 @@ def test_the_tree_has_one_row_for_each_distinct_prefix_and_paths_spell_the_seque
 def test_a_token_sees_exactly_its_own_path(lists: list[list[int]]) -> None:
     tree = PrefixTree.of([encode_key(ids) for ids in lists])
     rows = np.arange(tree.num_tokens)
-    seen = (rows <= rows[:, None]) & (rows[:, None] < tree.end)  # (query, key)
+    seen = (rows <= rows[:, None]) & (rows[:, None] < tree.end())  # (query, key)
     for path in tree.paths:
         for place, row in enumerate(path):
             assert np.flatnonzero(seen[row]).tolist() == path[: place + 1].tolist()

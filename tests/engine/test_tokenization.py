@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import processors
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from app.engine.sequence import Sequence
 from app.engine.tokenization import Input, Messages, PromptResponse, Text, TokenIds, Tokenization, Truncation
@@ -30,7 +30,7 @@ SYSTEM = {"role": "system", "content": "Be brief."}
 BOS, EOS = 1, 2
 
 
-def tokenization(max_length: int = 512, tokenizer: PreTrainedTokenizerFast | None = None) -> Tokenization:
+def tokenization(max_length: int = 512, tokenizer: PreTrainedTokenizerBase | None = None) -> Tokenization:
     return Tokenization(tokenizer or make_tokenizer(), max_length, VOCAB_SIZE)
 
 
@@ -164,7 +164,7 @@ def test_token_ids_outside_the_vocabulary_are_refused(token_ids: list[int], says
 
 def test_one_bad_input_leaves_the_others_alone() -> None:
     own = tokenization(20)
-    forms = [Text("a"), TokenIds([999]), Text("word " * 90), Messages((USER, ASSISTANT)), Text("b")]
+    forms: list[Any] = [Text("a"), TokenIds([999]), Text("word " * 90), Messages((USER, ASSISTANT)), Text("b")]
     outcomes = own.encode([Input(form, i, f"items[{i}]") for i, form in enumerate(forms)], "error")
     assert [isinstance(each, Sequence) for each in outcomes] == [True, False, False, False, True]
     assert [each.item for each in outcomes if isinstance(each, InvalidInputError)] == [1, 2, 3]
@@ -223,7 +223,7 @@ def test_token_ids_are_cut_as_they_are() -> None:
 def test_truncating_the_prompt_keeps_bos_and_the_whole_response(template: str) -> None:
     tokenizer = make_tokenizer(template=template)
     turns = [{"role": "user", "content": LONG}, ASSISTANT]
-    full = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
+    full: Any = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
     opening = [BOS] if template == WITH_BOS else []
     for form in (PromptResponse(LONG, ASSISTANT["content"]), Messages(tuple(turns))):
         own = ids(tokenization(40, tokenizer), form, "prompt")
@@ -319,7 +319,7 @@ def test_truncation_and_padding_that_a_file_switches_on_are_off(tmp_path: Path) 
     tokenizer.backend_tokenizer.enable_truncation(max_length=5)
     tokenizer.backend_tokenizer.enable_padding(length=16, pad_id=0, pad_token="<pad>")
     tokenizer.backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
-    loaded = PreTrainedTokenizerFast(
+    loaded = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_file=str(tmp_path / "tokenizer.json"), bos_token="<s>", eos_token="</s>", pad_token="<pad>"
     )
     own = tokenization(tokenizer=loaded)

@@ -3,7 +3,7 @@
 import uuid
 
 from fastapi import APIRouter
-from pydantic import BaseModel
+from pydantic import BaseModel, RootModel
 from starlette.requests import Request
 
 from app.api.compat import vllm
@@ -30,13 +30,17 @@ class SGLangResult(BaseModel):
     meta_info: MetaInfo
 
 
+class SGLangResults(RootModel[list[SGLangResult]]):
+    pass
+
+
 router = APIRouter(route_class=vllm.VLLMRoute)
 
 
 @router.post("/classify", summary="vLLM (input, messages) and SGLang (text, input_ids): classify")
 async def classify(
     body: ClassifyRequest, service: TheService, request: Request
-) -> vllm.PoolingReply | SGLangResult | list[SGLangResult]:
+) -> vllm.PoolingReply | SGLangResult | SGLangResults:
     if body.text is None and body.input_ids is None:
         return await vllm.classify(body, service, request)
     given = body.text if body.text is not None else body.input_ids
@@ -60,4 +64,4 @@ async def classify(
         )
         for result in results
     ]
-    return answers if many is given else answers[0]
+    return SGLangResults(answers) if many is given else answers[0]

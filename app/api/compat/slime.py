@@ -7,6 +7,7 @@ take the checkpoint's template.
 from typing import Any
 
 from fastapi import APIRouter
+from pydantic import RootModel
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -48,11 +49,15 @@ class SlimeRequest(CompatBody):
     model: Any = None
 
 
+class Reward(RootModel[float]):
+    """A bare number."""
+
+
 router = APIRouter(route_class=SlimeRoute)
 
 
 @router.post("/slime", summary="slime: remote reward model")
-async def slime(body: SlimeRequest, service: TheService, request: Request) -> float:
+async def slime(body: SlimeRequest, service: TheService, request: Request) -> Reward:
     form: Text | Messages
     if isinstance(body.prompt, str):
         form = Text(body.prompt + body.response)
@@ -68,4 +73,4 @@ async def slime(body: SlimeRequest, service: TheService, request: Request) -> fl
         safety_labels=[is_safety(body.label)],
         deadline_seconds=deadline_of(service.settings, DEADLINE_SECONDS),
     )
-    return result.score
+    return Reward(result.score)

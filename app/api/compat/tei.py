@@ -7,7 +7,7 @@ prompt and response.
 from typing import Literal
 
 from fastapi import APIRouter
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, RootModel
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -103,6 +103,10 @@ class Prediction(BaseModel):
     label: str = "LABEL_0"
 
 
+class Predictions(RootModel[list[Prediction] | list[list[Prediction]]]):
+    """Of a single input, or of each input of a batch."""
+
+
 def engine_input(texts: list[str], i: int) -> Input:
     place = f"inputs[{i}]"
     match texts:
@@ -117,9 +121,7 @@ router = APIRouter(route_class=TEIRoute)
 
 
 @router.post("/predict", summary="text-embeddings-inference: sequence classification")
-async def predict(
-    body: PredictRequest, service: TheService, request: Request
-) -> list[Prediction] | list[list[Prediction]]:
+async def predict(body: PredictRequest, service: TheService, request: Request) -> Predictions:
     inputs = [engine_input(texts, i) for i, texts in enumerate(body.sequences())]
     has_boundary = all(isinstance(item.form, PromptResponse) for item in inputs)
     results = await select(
@@ -130,4 +132,4 @@ async def predict(
         truncation=body.truncation(service, has_boundary=has_boundary),
     )
     predictions = [Prediction(score=result.value(activation=not body.raw_scores)) for result in results]
-    return [[one] for one in predictions] if body.is_batch else predictions
+    return Predictions([[one] for one in predictions] if body.is_batch else predictions)

@@ -1,0 +1,62 @@
+"""The trainer's side of reward-service: a sync and an async client, and adapters for trainers (`reward_client.adapters`).
+
+Needs only httpx. Tensors and arrays are taken as they are, and nothing is imported for it.
+"""
+
+from reward_client.aio import AsyncRewardClient
+from reward_client.client import RewardClient
+from reward_client.encoding import Limits
+from reward_client.errors import (
+    APIError,
+    BadReplyError,
+    ConnectionFailedError,
+    DeadlineError,
+    InvalidItemError,
+    InvalidRequestError,
+    RewardClientError,
+    ServerFailedError,
+    UnauthorizedError,
+    UnavailableError,
+)
+from reward_client.exchange import Retry
+from reward_client.results import (
+    CompareSummary,
+    Comparison,
+    ModelScore,
+    PairResult,
+    PPOResult,
+    PPORewards,
+    ScoreResult,
+    Scores,
+    Usage,
+    WhitenStats,
+)
+from reward_client.stats import merge_stats
+
+__all__ = [
+    "APIError",
+    "AsyncRewardClient",
+    "BadReplyError",
+    "CompareSummary",
+    "Comparison",
+    "ConnectionFailedError",
+    "DeadlineError",
+    "InvalidItemError",
+    "InvalidRequestError",
+    "Limits",
+    "ModelScore",
+    "PPOResult",
+    "PPORewards",
+    "PairResult",
+    "Retry",
+    "RewardClient",
+    "RewardClientError",
+    "ScoreResult",
+    "Scores",
+    "ServerFailedError",
+    "UnauthorizedError",
+    "UnavailableError",
+    "Usage",
+    "WhitenStats",
+    "merge_stats",
+]

@@ -1,0 +1,1 @@
+"""Reward functions in the shapes that trainers call: `trl`, `verl`, `openrlhf`, `areal`. None imports its trainer."""
