@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: serve test lint clean
+.PHONY: serve test lint readme clean
 
 serve: $(VENV)/.base  ## serve the models in models/ on 127.0.0.1:8000
 	$(BIN)/reward-service serve
@@ -16,6 +16,9 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+readme: $(VENV)/.dev  ## write the README's table of settings
+	$(BIN)/python -m tests.settings_table
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

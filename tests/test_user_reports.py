@@ -7,6 +7,7 @@ import asyncio
 import json
 import logging
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -229,8 +230,17 @@ def test_every_route_has_a_deadline(hurried: httpx.Client, path: str, body: dict
     assert hurried.post(path, json=body).status_code == status
 
 
-def test_a_server_that_never_answers_holds_no_trainer() -> None:
-    """A listener that takes connections and is silent: the worst of slow servers."""
+@pytest.mark.parametrize(
+    "beginning", [b"", b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{"], ids=["silent", "stuck"]
+)
+def test_a_server_that_never_answers_holds_no_trainer(beginning: bytes) -> None:
+    """It takes connections and says nothing, or stops in the middle of its answer."""
+    kept: list[socket.socket] = []
+
+    def begin(listener: socket.socket) -> None:
+        for _ in range(2):
+            kept.append(listener.accept()[0])
+            kept[-1].sendall(beginning)
 
     async def ask(url: str) -> None:
         async with AsyncRewardClient(url, deadline_seconds=0.2) as client:
@@ -238,10 +248,15 @@ def test_a_server_that_never_answers_holds_no_trainer() -> None:
 
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        thread = threading.Thread(target=begin, args=[silent])
+        thread.start()
         with RewardClient(url, deadline_seconds=0.2) as client, pytest.raises(DeadlineError):
             client.score([{"text": "a"}])
         with pytest.raises(DeadlineError):
             asyncio.run(ask(url))
+        thread.join()
+    for connection in kept:
+        connection.close()
 
 
 # 9. OpenRLHF #1317

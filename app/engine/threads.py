@@ -5,6 +5,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Many
+from math import isfinite
 from typing import Generic, Protocol, TypeVar
 
 import torch
@@ -135,6 +136,10 @@ def score_with(model: Model, batch: Many[Job]) -> list[Outcome]:
         logger.exception("the %s model failed a batch of %d sequences", model.name, len(jobs))
         failed = InferenceFailedError(f"the {model.name} model failed: {one_line(error)}")
         return [(job, model.name, failed) for job in jobs]
+    if len(jobs) > 1 and (odd := [job for job, result in zip(jobs, scored, strict=True) if not isfinite(result.score)]):
+        # A masked key weighs 0, and 0 times infinity is NaN: only alone does a score say that it is its own fault.
+        sound = [(job, model.name, result) for job, result in zip(jobs, scored, strict=True) if isfinite(result.score)]
+        return [*sound, *(outcome for job in odd for outcome in score_with(model, [job]))]
     return [(job, model.name, result) for job, result in zip(jobs, scored, strict=True)]
 
 

@@ -56,7 +56,7 @@ async def open_engine(checkpoint: Path, num_threads: int) -> AsyncIterator[Score
     try:
         yield score
     finally:
-        await asyncio.to_thread(service.close)
+        await service.close()
 
 
 async def run(score: Score, request: RunRequest) -> RunAnswer:

@@ -40,7 +40,8 @@ def forests(draw: st.DrawFn, max_sequences: int = 12, max_length: int = 300) -> 
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     lists: list[list[int]] = []
     for _ in range(draw(st.integers(1, max_sequences))):
-        parent = lists[draw(st.integers(0, len(lists) - 1))] if lists and draw(st.booleans()) else []
+        forks = bool(lists) and draw(st.booleans())
+        parent = lists[draw(st.integers(0, len(lists) - 1))] if forks else []
         kept = draw(st.integers(0, len(parent)))
         tail = draw(st.integers(0 if kept else 1, max_length - kept))
         lists.append(parent[:kept] + token_ids(rng, tail))

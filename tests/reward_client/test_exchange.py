@@ -1,6 +1,9 @@
 """When to try again, without a network and without waiting."""
 
+import asyncio
 import itertools
+import threading
+import time
 from email.utils import formatdate
 from typing import Any
 
@@ -8,11 +11,14 @@ import httpx
 import pytest
 
 from reward_client import (
+    AsyncRewardClient,
     BadReplyError,
     ConnectionFailedError,
     DeadlineError,
     InvalidRequestError,
+    Limits,
     Retry,
+    RewardClient,
     ServerFailedError,
     UnavailableError,
 )
@@ -77,8 +83,7 @@ def test_retry_after_is_waited_in_full_as_seconds_or_as_a_date() -> None:
     play = Play(BUSY, OK, retry=quick)
     play.run()
     assert play.pauses == [2.0]
-    now = __import__("time").time()
-    play = Play(Reply(503, {"retry-after": formatdate(now + 5, usegmt=True)}, b""), OK, retry=quick)
+    play = Play(Reply(503, {"retry-after": formatdate(time.time() + 5, usegmt=True)}, b""), OK, retry=quick)
     play.run()
     assert 3 < play.pauses[0] <= 5
     play = Play(Reply(503, {"retry-after": "soon"}, b""), OK, retry=quick)
@@ -119,6 +124,51 @@ def test_a_deadline_that_has_passed_sends_nothing() -> None:
 def test_a_reply_that_is_no_json_is_an_error() -> None:
     with pytest.raises(BadReplyError, match="not JSON"):
         Play(Reply(200, {}, b"<html>")).run()
+
+
+SIX = [{"text": "a"}] * 6
+THREE_AT_ONCE: dict[str, Any] = {"base_url": "http://rewards", "limits": Limits(max_items=1), "max_concurrency": 3}
+
+
+def test_threads_send_as_many_requests_at_once_as_they_may_and_no_more() -> None:
+    meeting = threading.Barrier(3, timeout=10)  # breaks unless three are under way together
+    under_way: list[int] = []
+
+    def answer(_: httpx.Request) -> httpx.Response:
+        under_way.append(meeting.wait())
+        return httpx.Response(200, json=REPLY | USAGE)
+
+    with RewardClient(**THREE_AT_ONCE, transport=httpx.MockTransport(answer)) as client:
+        assert len(client.score(SIX).results) == 6
+    assert sorted(under_way) == [0, 0, 1, 1, 2, 2]
+
+
+def test_coroutines_send_as_many_requests_at_once_as_they_may_and_no_more() -> None:
+    async def run() -> int:
+        meeting, most, num_under_way = asyncio.Barrier(3), 0, 0
+
+        async def answer(_: httpx.Request) -> httpx.Response:
+            nonlocal most, num_under_way
+            num_under_way += 1
+            most = max(most, num_under_way)
+            await meeting.wait()
+            num_under_way -= 1
+            return httpx.Response(200, json=REPLY | USAGE)
+
+        async with AsyncRewardClient(**THREE_AT_ONCE, transport=httpx.MockTransport(answer)) as client:
+            assert len((await client.score(SIX)).results) == 6
+        return most
+
+    assert asyncio.run(run()) == 3
+
+
+def test_a_failed_request_ends_the_others_of_its_call(ask: Ask) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(422 if b"bad" in request.content else 503, json={"detail": "no"})
+
+    settings = THREE_AT_ONCE | {"transport": httpx.MockTransport(answer), "retry": Retry(first_seconds=0.05)}
+    with pytest.raises(InvalidRequestError, match="no"):
+        ask("score", [{"text": "bad"}, *SIX], settings=settings, deadline_seconds=1)
 
 
 REPLY = {"results": [{"scores": {"safety": {"score": 1.5, "probability": 0.8, "num_tokens": 3, "truncated": False}}}]}

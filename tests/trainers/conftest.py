@@ -10,7 +10,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from examples.policy import load_policy
 
-needed = ("trl", "datasets", "aiohttp", "requests")
+needed = ("trl", "datasets", "aiohttp", "requests", "matplotlib", "nbclient", "ipykernel")
 collect_ignore_glob = [] if all(map(find_spec, needed)) else ["test_*.py"]
 
 

@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 import httpx
+import nbformat
 import pytest
+from nbclient import NotebookClient
 
 from tests.api.compat.support import native
 
@@ -43,6 +45,17 @@ def test_curl_sh_gets_an_answer_from_every_endpoint(url: str) -> None:
     said = run("sh", "examples/curl.sh", url)
     assert said.count("POST /") == 8
     assert '"whiten_stats"' in said
+
+
+@pytest.mark.filterwarnings("default")  # Jupyter's own
+def test_the_notebook_runs_from_its_first_cell_to_its_last(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REWARD_CLIENT_URL", url)
+    notebook = nbformat.read(ROOT / "examples" / "llama2_rewards.ipynb", as_version=4)
+    done = NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(ROOT)}}).execute()
+    plots = [
+        output for cell in done.cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})
+    ]
+    assert len(plots) == 6
 
 
 @pytest.mark.parametrize("module", ["grpo_trl", "ppo_loop"])

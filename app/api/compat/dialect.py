@@ -6,6 +6,7 @@ Knows no dialect's body. All of them score through `select`, which is one call o
 from collections.abc import Callable, Coroutine
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -22,7 +23,7 @@ from app.engine.tokenization import Input
 from app.errors import BodyTooLargeError, InvalidInputError, RequestError, UnavailableError
 from app.service import Service
 from app.settings import CompatModel, Settings, Truncation
-from app.shaping import selects_safety
+from app.shaping import logit
 
 MODELS_OF: dict[CompatModel, tuple[str, ...]] = {
     "llama2": ("safety", "helpfulness"),
@@ -152,20 +153,27 @@ async def select(
     models = MODELS_OF[choice]
     scoring = service.score(inputs, models=models, truncation=truncation, deadline_seconds=deadline_seconds)
     scores = await while_connected(request, scoring)
-    takes_safety = [choice == "safety"] * len(inputs)
+    labels = safety_labels if safety_labels is not None else [False] * len(inputs)
+    below = threshold_score(service.settings.safety_threshold)
+    return [selected(item, choice, label, below) for item, label in zip(scores.items, labels, strict=True)]
+
+
+def selected(item: dict[str, ItemScore], choice: CompatModel, label: bool, below: float) -> Selected:
+    """`shaping.selects_safety` of one item, in fp64 as there."""
+    name = choice
     if choice == "llama2":
-        safety = torch.tensor([item["safety"].score for item in scores.items], dtype=torch.float64)
-        labels = torch.tensor(safety_labels if safety_labels is not None else takes_safety)
-        takes_safety = selects_safety(safety, labels, service.settings.safety_threshold).tolist()
-    return [
-        Selected(
-            item["safety" if safe else "helpfulness"].score,
-            max(score.num_tokens for score in item.values()),
-            any(score.truncated for score in item.values()),
-            item,
-        )
-        for item, safe in zip(scores.items, takes_safety, strict=True)
-    ]
+        name = "safety" if label or item["safety"].score < below else "helpfulness"
+    return Selected(
+        item[name].score,
+        max(score.num_tokens for score in item.values()),
+        any(score.truncated for score in item.values()),
+        item,
+    )
+
+
+@cache
+def threshold_score(threshold: float) -> float:
+    return float(logit(torch.tensor(threshold, dtype=torch.float64)))
 
 
 def as_many(given: object, name: str) -> list[Any]:
