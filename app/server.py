@@ -82,6 +82,7 @@ def run(app: FastAPI) -> int:
         port=settings.port,
         log_level="warning",  # a start that fails is one line, and one that succeeds says so itself
         access_log=False,
+        proxy_headers=False,  # nothing here asks who the client is
         timeout_graceful_shutdown=int(CLOSE_SECONDS),
         server_header=False,
     )

@@ -24,6 +24,7 @@ from app.engine.engine import ItemScore, Scores
 from app.errors import ShuttingDownError
 from app.main import create_app
 from app.server import Server, address
+from app.service import Service
 from app.settings import Settings
 from tests.api.asking import TEA, assert_error
 from tests.engine.test_loading import causal, nan_weight, no_head, only_bin, two_labels
@@ -174,8 +175,30 @@ class HeldEngine:
         pass
 
 
+class TickingServer(Server):
+    """Says when it has looked at its own state."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config, service)
+        self.num_ticks = 0
+        self.ticked = threading.Condition()
+
+    async def on_tick(self, counter: int) -> bool:
+        ends = await super().on_tick(counter)
+        with self.ticked:
+            self.num_ticks += 1
+            self.ticked.notify_all()
+        return ends
+
+    def wait_for_a_tick(self) -> None:
+        """Returns after a tick that began after the call."""
+        with self.ticked:
+            seen = self.num_ticks
+            assert self.ticked.wait_for(lambda: self.num_ticks >= seen + 2, timeout=30)
+
+
 @contextmanager
-def held_server(**settings: float) -> Iterator[tuple[Server, HeldEngine, str]]:
+def held_server(**settings: float) -> Iterator[tuple[TickingServer, HeldEngine, str]]:
     """A server in a thread, whose engine is held; stopped by `handle_exit`, as by SIGTERM."""
     app = create_app(Settings.model_validate(settings))
     service, engine = app.state.service, HeldEngine()
@@ -184,19 +207,11 @@ def held_server(**settings: float) -> Iterator[tuple[Server, HeldEngine, str]]:
         service.engine = engine
 
     service.load = load
-    server = Server(uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=2), service)
-    listening = threading.Event()
-    startup = server.startup
-
-    async def startup_and_tell(*arguments: Any, **options: Any) -> None:
-        await startup(*arguments, **options)
-        listening.set()
-
-    server.startup = startup_and_tell  # type: ignore[method-assign]
+    server = TickingServer(uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=2), service)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
-        assert listening.wait(timeout=30)
+        server.wait_for_a_tick()
         yield server, engine, address(server)
     finally:
         server.should_exit = True
@@ -208,6 +223,8 @@ def test_a_draining_server_answers_what_it_accepted_and_refuses_the_rest() -> No
         accepted = pool.submit(httpx.post, f"{url}/score", json={"items": [TEA]}, timeout=30, trust_env=False)
         assert engine.entered.wait(timeout=30)
         server.handle_exit(signal.SIGTERM, None)
+        server.wait_for_a_tick()
+        assert not server.should_exit
         with httpx.Client(base_url=url, timeout=30, trust_env=False) as client:
             refused = client.post("/score", json={"items": [TEA]})
             assert_error(refused, 503, "shutting_down")

@@ -63,6 +63,8 @@ def test_the_threshold_is_strict() -> None:
     below, at = math.nextafter(boundary, -math.inf), math.nextafter(boundary, math.inf)
     taken = selects_safety(fp64(below - 1e-15, at), torch.tensor([False, False]))
     assert taken.tolist() == [True, False]
+    exactly = selects_safety(fp64(-5e-324, 0.0), torch.tensor([False, False]), threshold=0.5)
+    assert exactly.tolist() == [True, False]
 
 
 def test_selection_does_not_need_a_helpfulness_score_where_safety_is_selected() -> None:

@@ -8,13 +8,14 @@ for a trainer's 20 MB body holds up everybody else.
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from fastapi.routing import APIRoute
+from fastapi.routing import APIRoute, APIRouter
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from starlette.requests import Request
 from starlette.responses import Response
 
 from app.errors import InvalidInputError, InvalidJSONError, RequestError
+from app.schemas import ErrorBody
 
 Model = TypeVar("Model", bound=BaseModel)
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
@@ -38,6 +39,14 @@ class JSONRoute(APIRoute):
             return Response(answer.__pydantic_serializer__.to_json(answer), media_type="application/json")
 
         return handle
+
+
+def native_router() -> APIRouter:
+    """For routes of the native API: their way of reading bodies, and the errors that they document."""
+    responses: dict[int | str, dict[str, Any]] = {
+        status: {"model": ErrorBody} for status in (400, 401, 413, 422, 500, 503, 504)
+    }
+    return APIRouter(route_class=JSONRoute, responses=responses)
 
 
 def parse(body_type: type[Model], body: bytes) -> Model:

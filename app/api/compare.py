@@ -1,18 +1,17 @@
 """POST /compare: the margin ranking loss of preference pairs, and how many the model gets right."""
 
 import torch
-from fastapi import APIRouter
 from starlette.requests import Request
 from torch import Tensor
 
-from app.api.bodies import JSONRoute
+from app.api.bodies import native_router
 from app.api.inputs import TheService, engine_messages, while_connected
 from app.api.score import usage_of
 from app.engine.tokenization import Input, PromptResponse
 from app.schemas import CompareRequest, CompareResponse, CompareSummary, Pair, PairResult, PairTruncated
 from app.shaping import MARGINS, MarginScheme, margin_ranking_gradient, margin_ranking_loss
 
-router = APIRouter(route_class=JSONRoute)
+router = native_router()
 
 
 @router.post("/compare", summary="Margin ranking loss of preference pairs")

@@ -43,24 +43,28 @@ def engine_input(given: Input, item: int) -> EngineInput:
 
 
 async def while_connected(request: Request, answer: Awaitable[T]) -> T:
-    """Awaits the answer, and cancels it when the client disconnects; an answer that is quick costs no watcher."""
+    """Awaits the answer, and stops it when the client disconnects; an answer that is quick costs no watcher."""
     loop = asyncio.get_running_loop()
-    task = asyncio.ensure_future(answer)
+    task = asyncio.current_task()
+    assert task is not None
     watchers: list[asyncio.Task[None]] = []
+    is_gone = False
 
     async def watch() -> None:
+        nonlocal is_gone
         while (await request.receive())["type"] != "http.disconnect":
             pass
+        is_gone = True
         task.cancel()
 
     timer = loop.call_later(WATCH_AFTER_SECONDS, lambda: watchers.append(loop.create_task(watch())))
     try:
-        return await task
+        return await answer
     except asyncio.CancelledError:
-        if watchers and watchers[0].done():
-            raise ClientGoneError from None
-        task.cancel()
-        raise
+        if not is_gone:
+            raise
+        task.uncancel()
+        raise ClientGoneError from None
     finally:
         timer.cancel()
         for watcher in watchers:

@@ -2,15 +2,15 @@
 
 from typing import Any, Literal
 
-from fastapi import APIRouter
 from pydantic import BaseModel
 
 from app import __version__
+from app.api.bodies import native_router
 from app.api.inputs import TheService
 from app.engine.reward_model import RewardModel
 from app.errors import NotReadyError
 
-router = APIRouter()
+router = native_router()
 
 
 class Health(BaseModel):

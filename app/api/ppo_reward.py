@@ -8,12 +8,11 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
-from fastapi import APIRouter
 from numpy.typing import NDArray
 from starlette.requests import Request
 from torch import Tensor
 
-from app.api.bodies import JSONRoute
+from app.api.bodies import native_router
 from app.api.inputs import TheService, engine_input, while_connected
 from app.api.score import usage_of
 from app.engine.engine import ItemScore, Scores
@@ -22,7 +21,7 @@ from app.schemas import KL, PPOItem, PPORequest, PPOResponse, PPOResult, Usage, 
 from app.service import Service
 from app.shaping import WhitenStats, kl_terms, selects_safety, token_rewards, whiten
 
-router = APIRouter(route_class=JSONRoute)
+router = native_router()
 
 MAX_LOGPROB = 1e-3
 """A log-probability above 0 by no more than this is rounding."""
@@ -33,8 +32,8 @@ async def ppo_reward(body: PPORequest, service: TheService, request: Request) ->
     service.ready_engine()  # a service that drains refuses what no model runs for, too
     service.check_count("items", len(body.items))
     check_options(body)
-    scores, places = await while_connected(request, score_unscored(body, service))
-    return await asyncio.to_thread(reward, body, service, scores, places)
+    scores, usage = await while_connected(request, score_unscored(body, service))
+    return await asyncio.to_thread(reward, body, service, scores, usage)
 
 
 @dataclass(frozen=True, slots=True)

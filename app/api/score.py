@@ -2,15 +2,14 @@
 
 import math
 
-from fastapi import APIRouter
 from starlette.requests import Request
 
-from app.api.bodies import JSONRoute
+from app.api.bodies import native_router
 from app.api.inputs import TheService, engine_input, while_connected
 from app.engine.engine import ItemScore, Scores
 from app.schemas import ModelScore, ScoreRequest, ScoreResponse, ScoreResult, Usage
 
-router = APIRouter(route_class=JSONRoute)
+router = native_router()
 
 
 @router.post("/score", summary="Scores by the safety and the helpfulness model")

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -20,7 +19,7 @@ from app.api.inputs import while_connected
 from app.api.score import sigmoid
 from app.engine.engine import ItemScore
 from app.engine.tokenization import Input
-from app.errors import BodyTooLargeError, InvalidInputError, RequestError, UnavailableError
+from app.errors import InvalidInputError, RequestError, UnavailableError
 from app.service import Service
 from app.settings import CompatModel, Settings, Truncation
 from app.shaping import logit
@@ -30,7 +29,6 @@ MODELS_OF: dict[CompatModel, tuple[str, ...]] = {
     "safety": ("safety",),
     "helpfulness": ("helpfulness",),
 }
-BODY_TOO_LARGE = 413
 
 
 class CompatBody(BaseModel):
@@ -69,10 +67,6 @@ class CompatRoute(JSONRoute):
                 return await handler(request)
             except RequestError as error:
                 return self.answer_error(error)
-            except HTTPException as error:
-                if error.status_code != BODY_TOO_LARGE:
-                    raise
-                return self.answer_error(BodyTooLargeError("the body is over REWARD_MAX_BODY_MB; split it"))
 
         return handle
 

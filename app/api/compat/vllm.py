@@ -27,7 +27,7 @@ from app.api.compat.dialect import (
 )
 from app.api.inputs import TheService
 from app.engine.tokenization import Input, Messages, Text, TokenIds
-from app.errors import BodyTooLargeError, InvalidInputError, InvalidJSONError, RequestError
+from app.errors import InvalidInputError, InvalidJSONError, RequestError
 from app.schemas import example
 from app.service import Service
 from app.settings import Truncation
@@ -41,7 +41,7 @@ class VLLMRoute(CompatRoute):
     @staticmethod
     def answer_error(error: RequestError) -> Response:
         """{"error": {"message", "type", "param", "code"}}, of which SGLang's clients read the message."""
-        is_bad = isinstance(error, InvalidInputError | InvalidJSONError) and not isinstance(error, BodyTooLargeError)
+        is_bad = isinstance(error, InvalidInputError | InvalidJSONError)
         status = 400 if is_bad else error.status
         kind = TYPES.get(status, "InternalServerError")
         return error_json(

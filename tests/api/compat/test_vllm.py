@@ -135,7 +135,6 @@ def test_a_deadline_that_passes_is_vllms_504(hurried: httpx.Client) -> None:
 
 def test_a_body_over_the_limit_is_413_in_vllms_body(serve: Serve) -> None:
     with serve(max_body_mb=0.001) as client:
-        chunks = iter([b'{"input": "', b"a" * 2000, b'"}'])
-        response = client.post("/classify", content=chunks, headers={"content-type": "application/json"})
+        response = post(client, "/classify", b'{"input": "' + b"a" * 2000 + b'"}')
         assert response.status_code == 413
         assert response.json()["error"]["code"] == 413
