@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: serve test lint readme models eval clean
+.PHONY: serve test lint readme models eval trainers clean
 
 serve: $(VENV)/.base  ## serve the models in models/ on 127.0.0.1:8000
 	$(BIN)/reward-service serve
@@ -26,6 +26,10 @@ eval: $(VENV)/.train  ## evaluate the shipped checkpoints, write their cards and
 
 readme: $(VENV)/.dev  ## write the README's table of settings
 	$(BIN)/python -m tests.settings_table
+
+trainers: $(VENV)/.dev  ## real TRL runs and the examples, against a running server
+	$(INSTALL) --editable '.[dev,trainers]'
+	$(BIN)/python -m pytest tests/trainers
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -13,7 +13,8 @@ import torch
 
 from app.engine.engine import Engine, Scores
 from app.engine.loading import load_checkpoint
-from app.engine.reward_model import RewardModel, ask_for_reproducible_gemm
+from app.engine.process import prepare_process
+from app.engine.reward_model import RewardModel
 from app.engine.self_test import choose_path
 from app.engine.tokenization import Input, Text, Truncation
 from app.errors import InvalidInputError, NotReadyError, ShuttingDownError, StartError
@@ -27,7 +28,7 @@ CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 4096, 32768
 def load_models(settings: Settings) -> dict[str, RewardModel]:
     """The models that the settings name, tested and ready to score; raises StartError in one readable line."""
     sources = {name: settings.model_source(cast("ModelName", name)) for name in MODEL_NAMES}
-    ask_for_reproducible_gemm()
+    prepare_process()
     models = {}
     for name, source in sources.items():
         if source is not None:

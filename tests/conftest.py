@@ -16,13 +16,13 @@ import pytest
 import torch
 import uvicorn
 
-from app.engine.reward_model import ask_for_reproducible_gemm
+from app.engine.process import prepare_process
 from app.main import create_app
 from app.server import Server
 from app.settings import Settings
 from tests.models import make_model
 
-ask_for_reproducible_gemm()
+prepare_process()
 torch.set_num_threads(1)
 
 Serve = Callable[..., AbstractContextManager[httpx.Client]]

@@ -51,7 +51,7 @@ class QueryBlock:
     position: int  # of the first query
     length: int  # in queries
     query_rows: Tensor  # (units * length,) where no query is wanted, any row
-    key_rows: Tensor  # (units, position + length) behind the path's end, any row: causality masks it
+    key_rows: Tensor  # (units, position + length) behind the path's end, its first: causality masks it
     kept: Tensor  # (n,) the wanted ones among units * length
     rows: Tensor  # (n,) where they go
 
@@ -92,13 +92,14 @@ def split_at_blocks(positions: IntArray) -> Iterator[tuple[int, slice]]:
 def query_block(position: int, members: list[tuple[Queries, slice]]) -> QueryBlock:
     length = block_length(position)
     query_rows = np.zeros(len(members) * length, np.int64)
-    key_rows = np.zeros((len(members), position + length), np.int64)
+    key_rows = np.empty((len(members), position + length), np.int64)
     kept = []
     for unit, (queries, chosen) in enumerate(members):
         places = queries.positions[chosen] + (unit * length - position)
         query_rows[places] = queries.rows[chosen]
         on_path = queries.path[: position + length]
         key_rows[unit, : len(on_path)] = on_path
+        key_rows[unit, len(on_path) :] = on_path[0]  # nobody else's: 0 times an infinity is not 0
         kept.append(places)
     all_kept = np.concatenate(kept)
     arrays = (query_rows, key_rows, all_kept, query_rows[all_kept])

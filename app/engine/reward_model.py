@@ -8,7 +8,6 @@ At start a self-test scores a small forked tree both ways, and a model that disa
 of queues, threads and text.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Many
 from contextlib import contextmanager
@@ -26,14 +25,6 @@ from app.engine.sequence import Scored, Sequence
 from app.engine.tokenization import Tokenization
 
 Path = Literal["packed", "padded", "single"]
-
-
-def ask_for_reproducible_gemm() -> None:
-    """Has MKL sum each row of a product in one order, whatever the other rows (its "strict" reproducible mode).
-
-    Read by MKL at its first call, so this comes before any. Costs nothing that could be measured on AVX2 and AVX-512.
-    """
-    os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 
 @dataclass(slots=True)
