@@ -31,9 +31,9 @@ MAX_LOGPROB = 1e-3
 async def ppo_reward(body: PPORequest, service: TheService, request: Request) -> PPOResponse:
     service.ready_engine()  # a service that drains refuses what no model runs for, too
     service.check_count("items", len(body.items))
-    check_options(body)
+    logprobs = await asyncio.to_thread(check_options, body)  # a large body's arithmetic is not the event loop's
     scores, usage = await while_connected(request, score_unscored(body, service))
-    return await asyncio.to_thread(reward, body, service, scores, usage)
+    return await asyncio.to_thread(reward, body, logprobs, service, scores, usage)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,16 +79,23 @@ def known(item: PPOItem, scored: Mapping[str, ItemScore] | None) -> Known:
     )
 
 
-def check_options(body: PPORequest) -> None:
-    """What needs the whole request but no scores, before any model runs."""
+@dataclass(frozen=True, slots=True)
+class ItemLogprobs:
+    policy: NDArray[np.float64]  # (tokens,) NaN where null
+    reference: NDArray[np.float64]  # (tokens,)
+    counted: NDArray[np.bool_]  # (tokens,)
+
+
+def check_options(body: PPORequest) -> list[ItemLogprobs | None]:
+    """What needs the whole request but no scores, before any model runs; returns each item's logprobs."""
     for i, item in enumerate(body.items):
         if body.missing_eos_penalty is not None and item.ended is None:
             raise InvalidInputError(f"items[{i}] has no ended; missing_eos_penalty needs it for every item", i)
         if body.whiten.mode == "group" and item.group_id is None:
             raise InvalidInputError(f"items[{i}] has no group_id; whiten.mode group needs it for every item", i)
-        check_logprobs(i, item)
     for group, count in Counter(groups_of(body)).items():
         stats_for(group, body.whiten, WhitenStats(count, 0.0, 0.0))
+    return [logprobs_of(i, item) for i, item in enumerate(body.items)]
 
 
 def groups_of(body: PPORequest) -> list[str]:
@@ -113,31 +120,18 @@ def stats_for(group: str, options: Whiten, own: WhitenStats) -> WhitenStats:
     return stats
 
 
-@dataclass(frozen=True, slots=True)
-class ItemLogprobs:
-    policy: NDArray[np.float64]  # (tokens,) NaN where null
-    reference: NDArray[np.float64]  # (tokens,)
-    counted: NDArray[np.bool_]  # (tokens,)
-
-
-def logprobs_of(item: PPOItem) -> ItemLogprobs | None:
+def logprobs_of(i: int, item: PPOItem) -> ItemLogprobs | None:
+    """The item's logprobs: lengths that agree, a counted token, and at counted tokens log-probabilities."""
     if item.policy_logprobs is None or item.reference_logprobs is None:
         return None
     num_tokens = len(item.policy_logprobs)
-    return ItemLogprobs(
+    logprobs = ItemLogprobs(
         np.array(item.policy_logprobs, np.float64),
         np.array(item.reference_logprobs, np.float64),
         np.ones(num_tokens, np.bool_) if item.mask is None else np.array(item.mask, np.bool_),
     )
-
-
-def check_logprobs(i: int, item: PPOItem) -> None:
-    """Lengths that agree, a counted token, and at counted tokens log-probabilities."""
-    logprobs = logprobs_of(item)
-    if logprobs is None:
-        return
     lengths = {
-        "policy_logprobs": len(logprobs.policy),
+        "policy_logprobs": num_tokens,
         "reference_logprobs": len(logprobs.reference),
         "mask": len(logprobs.counted),
     }
@@ -155,9 +149,16 @@ def check_logprobs(i: int, item: PPOItem) -> None:
                 f"number up to 0 (above by {MAX_LOGPROB:g} for rounding)",
                 i,
             )
+    return logprobs
 
 
-def reward(body: PPORequest, service: Service, scores: list[Known], usage: Usage) -> PPOResponse:
+def reward(
+    body: PPORequest,
+    logprobs: list[ItemLogprobs | None],
+    service: Service,
+    scores: list[Known],
+    usage: Usage,
+) -> PPOResponse:
     beta = body.beta if body.beta is not None else service.settings.beta
     threshold = body.safety_threshold if body.safety_threshold is not None else service.settings.safety_threshold
     safety = torch.tensor([known.safety for known in scores], dtype=torch.float64)
@@ -170,8 +171,8 @@ def reward(body: PPORequest, service: Service, scores: list[Known], usage: Usage
     shaped = shape(selected, body)
     whitened, stats = whiten_groups(shaped, body)
     results = []
-    for i, (item, known) in enumerate(zip(body.items, scores, strict=True)):
-        kl, num_kl_tokens, per_token = penalize(i, item, body, float(whitened[i]), beta)
+    for i, known in enumerate(scores):
+        kl, num_kl_tokens, per_token = penalize(i, logprobs[i], body, float(whitened[i]), beta)
         results.append(
             PPOResult(
                 safety_score=known.safety,
@@ -231,10 +232,9 @@ def whiten_groups(shaped: Tensor, body: PPORequest) -> tuple[Tensor, WhitenStats
 
 
 def penalize(
-    i: int, item: PPOItem, body: PPORequest, whitened: float, beta: float
+    i: int, logprobs: ItemLogprobs | None, body: PPORequest, whitened: float, beta: float
 ) -> tuple[float | None, int, list[float] | None]:
     """The item's kl, the tokens it counts, and its token rewards if they were asked for."""
-    logprobs = logprobs_of(item)
     if logprobs is None:
         return None, 0, None
     counted = torch.from_numpy(logprobs.counted)

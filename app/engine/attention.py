@@ -31,8 +31,8 @@ INERT = frozenset({"position_ids", "is_causal", "use_cache", "output_attentions"
 """Arguments that models pass and that say nothing here: causality and positions are the tree's."""
 
 
-def padded_length(num_tokens: int) -> int:
-    return -(-num_tokens // BLOCK) * BLOCK
+def padded_length(num_rows: int, multiple: int) -> int:
+    return -(-num_rows // multiple) * multiple
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +109,13 @@ def query_block(position: int, members: list[tuple[Queries, slice]]) -> QueryBlo
 class PackedRow:
     """One batch's tree on a device: what the attention function needs to know of it, and the model's inputs."""
 
-    def __init__(self, tree: PrefixTree, device: torch.device, *, uses_flex: bool = False) -> None:
+    def __init__(
+        self, tree: PrefixTree, device: torch.device, *, row_multiple: int = BLOCK, uses_flex: bool = False
+    ) -> None:
         self.tree = tree
         self.device = device
         self.uses_flex = uses_flex
-        self.num_rows = padded_length(tree.num_tokens)  # whole blocks, so that no kernel meets a ragged tail
+        self.num_rows = padded_length(tree.num_tokens, row_multiple)  # so that no kernel meets a ragged tail
         self.input_ids = self._padded(tree.token_ids)  # (1, num_rows)
         self.position_ids = self._padded(tree.depth)  # (1, num_rows)
         self._flex_masks: dict[int | None, BlockMask] = {}
@@ -159,7 +161,7 @@ class LastLayerRows:
     """
 
     def __init__(self, wanted: list[Queries], num_rows: int) -> None:
-        self.num_rows = padded_length(num_rows)
+        self.num_rows = num_rows
         self.blocks = query_blocks(wanted)
         self.keys_and_values: tuple[Tensor, Tensor] | None = None
 

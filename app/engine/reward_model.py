@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from app.engine.attention import IMPLEMENTATION, LastLayerRows, PackedRow, Queries, narrowed
+from app.engine.attention import IMPLEMENTATION, LastLayerRows, PackedRow, Queries, narrowed, padded_length
 from app.engine.loading import Checkpoint, head_of
 from app.engine.prefix_tree import PrefixTree
 from app.engine.sequence import Scored, Sequence
@@ -56,6 +56,7 @@ class RewardModel:
         self.own_attention: str = checkpoint.net.config._attn_implementation  # noqa: SLF001 - no public getter
         longest = min(checkpoint.max_length, max_length or checkpoint.max_length)
         self.tokenization = Tokenization(checkpoint.tokenizer, longest, checkpoint.vocab_size)
+        self.row_multiple = 64
         self.facts = Facts("single", "not tested yet")
 
     @property
@@ -119,7 +120,7 @@ class RewardModel:
 
     def _score_packed(self, sequences: Many[Sequence], wanted: Many[bool]) -> list[Scored]:
         tree = PrefixTree.of([sequence.key for sequence in sequences])
-        packed_row = PackedRow(tree, self.device, uses_flex=self.device.type == "cuda")
+        packed_row = PackedRow(tree, self.device, row_multiple=self.row_multiple, uses_flex=self.device.type == "cuda")
         positions = [self._positions(*pair) for pair in zip(sequences, wanted, strict=True)]
         rows = [path[chosen] for path, chosen in zip(tree.paths, positions, strict=True)]
         with self._attention(IMPLEMENTATION):
@@ -148,7 +149,7 @@ class RewardModel:
             Queries(path, chosen, own_rows[counts[i] : counts[i + 1]])
             for i, (path, chosen) in enumerate(zip(packed_row.tree.paths, positions, strict=True))
         ]
-        last_rows = LastLayerRows(wanted, int(counts[-1]))
+        last_rows = LastLayerRows(wanted, padded_length(int(counts[-1]), self.row_multiple))
         all_rows = np.zeros(last_rows.num_rows, np.int64)
         all_rows[: counts[-1]] = np.concatenate(rows)
         with narrowed(self._layers()[-1], last_rows, torch.from_numpy(all_rows), packed_row.num_rows):

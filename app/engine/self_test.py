@@ -47,7 +47,7 @@ def choose_path(model: RewardModel) -> None:
             continue
         if off <= TOLERANCE[model.dtype]:
             facts.reason = "; ".join([facts.reason, *failures])
-            facts.batch_invariant = is_batch_invariant(model, sequences)
+            set_row_multiple(model, sequences)
             return
         failures.append(f"{facts.path}: off by {off:.2g}")
     raise ModelRefusedError(f"{model.checkpoint.source} scores differently on every path ({'; '.join(failures)})")
@@ -94,6 +94,15 @@ def worst_error(scores: list[float], expected: list[float]) -> float:
     """max |s - s'| / max(1, |s'|); infinite where a score is not finite."""
     errors = np.abs(np.subtract(scores, expected)) / np.maximum(1, np.abs(expected))
     return float(np.nan_to_num(errors, nan=np.inf).max())
+
+
+def set_row_multiple(model: RewardModel, sequences: list[Sequence]) -> None:
+    """Pads rows to the least multiple that makes scores batch-invariant: 16, vector lengths, where matrix products sum
+    every row alike, else 64, beyond the few rows for which libraries have kernels of their own."""
+    for model.row_multiple in (16, 64):
+        model.facts.batch_invariant = is_batch_invariant(model, sequences)
+        if model.facts.batch_invariant:
+            return
 
 
 def is_batch_invariant(model: RewardModel, sequences: list[Sequence]) -> bool:
