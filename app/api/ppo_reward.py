@@ -1,6 +1,5 @@
 """POST /ppo-reward: what PPO receives. Select by safety, shape, whiten, subtract beta * KL; in float64 throughout."""
 
-import asyncio
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from starlette.requests import Request
 from torch import Tensor
 
+from app.api.beside import beside
 from app.api.bodies import native_router
 from app.api.inputs import TheService, engine_input, while_connected
 from app.api.score import usage_of
@@ -31,9 +31,9 @@ MAX_LOGPROB = 1e-3
 async def ppo_reward(body: PPORequest, service: TheService, request: Request) -> PPOResponse:
     service.ready_engine()  # a service that drains refuses what no model runs for, too
     service.check_count("items", len(body.items))
-    logprobs = await asyncio.to_thread(check_options, body)  # a large body's arithmetic is not the event loop's
+    logprobs = await beside(check_options, body)
     scores, usage = await while_connected(request, score_unscored(body, service))
-    return await asyncio.to_thread(reward, body, logprobs, service, scores, usage)
+    return await beside(reward, body, logprobs, service, scores, usage)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,11 +3,9 @@
 import contextlib
 import ctypes
 import os
-import sys
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # glibc's malloc.h
 NEVER = 2**31 - 1
-SWITCH_SECONDS = 0.0005
 
 
 def prepare_process() -> None:
@@ -17,9 +15,6 @@ def prepare_process() -> None:
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
     # Tokenizers' own threads would compete with the forward for the cores, and one thread is ahead of any model.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # The model thread asks for the interpreter again after every operation: a thread that is busy in Python (a large
-    # body's rewards) would hold it up for the default 5 ms each time.
-    sys.setswitchinterval(SWITCH_SECONDS)
     keep_freed_memory()
 
 
