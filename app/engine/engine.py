@@ -155,15 +155,6 @@ class Engine(Generic[M]):
     def is_alive(self) -> bool:
         return all(thread.is_alive() for thread in self._threads())
 
-    @property
-    def num_live_requests(self) -> int:
-        return len(self._live)
-
-    @property
-    def shares_vocabulary(self) -> bool:
-        """Whether token ids mean the same to all the models."""
-        return len(self._tokenizations) == 1
-
     def _threads(self) -> list[DeviceThread | TokenizerThread[Request]]:
         return [self._tokenizer, *self.devices.values()]
 

@@ -59,10 +59,6 @@ class RewardModel:
         self.row_multiple = 64
         self.facts = Facts("single", "not tested yet")
 
-    @property
-    def can_score_tokens(self) -> bool:
-        return self.is_causal
-
     def score(self, sequences: Many[Sequence], token_scores: Many[bool] | None = None) -> list[Scored]:
         """The scores of at least one sequence, in order; with `token_scores[i]` also those after every token of i.
 
