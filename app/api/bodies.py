@@ -58,8 +58,8 @@ def parse(body_type: type[Model], body: bytes) -> Model:
 
 
 def describe(error: ValidationError) -> RequestError:
-    """The first of the errors in the words of the API, with the number of the others."""
-    first, *others = error.errors(include_url=False)
+    """The first of the errors in the words of the API, with the number of the others; a misspelt field before all."""
+    first, *others = sorted(error.errors(include_url=False), key=lambda each: each["type"] != "extra_forbidden")
     if first["type"] == "json_invalid":
         return InvalidJSONError(f"the body is not JSON: {first['msg'].removeprefix('Invalid JSON: ')}")
     place, item = place_of(first)

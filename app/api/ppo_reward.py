@@ -93,9 +93,10 @@ def check_options(body: PPORequest) -> list[ItemLogprobs | None]:
             raise InvalidInputError(f"items[{i}] has no ended; missing_eos_penalty needs it for every item", i)
         if body.whiten.mode == "group" and item.group_id is None:
             raise InvalidInputError(f"items[{i}] has no group_id; whiten.mode group needs it for every item", i)
+    logprobs = [logprobs_of(i, item) for i, item in enumerate(body.items)]
     for group, count in Counter(groups_of(body)).items():
         stats_for(group, body.whiten, WhitenStats(count, 0.0, 0.0))
-    return [logprobs_of(i, item) for i, item in enumerate(body.items)]
+    return logprobs
 
 
 def groups_of(body: PPORequest) -> list[str]:

@@ -572,3 +572,14 @@ def test_a_score_that_is_not_finite_fails_its_own_request_only(serve: Serve, tmp
         response = client.post("/score", json={"items": [TEA, {"text": "the end</s>"}]})
         assert_error(response, 422, "nonfinite_score", item=1, says="items[1]: the safety model")
         assert client.post("/score", json={"items": [TEA]}).status_code == 200
+
+
+def test_a_misspelt_field_is_named_before_what_it_leaves_missing(client: httpx.Client) -> None:
+    response = client.post("/score", json={"itens": [{"text": "a"}]})
+    assert_error(response, 422, "invalid_input", says="itens is unknown")
+
+
+def test_an_items_own_fault_is_told_before_the_batchs(client: httpx.Client) -> None:
+    item = {"safety_score": 1, "helpfulness_score": 2, "policy_logprobs": [0.5], "reference_logprobs": [-1.0]}
+    response = client.post("/ppo-reward", json={"items": [item]})
+    assert_error(response, 422, "invalid_input", item=0, says="items[0].policy_logprobs[0] is 0.5")
