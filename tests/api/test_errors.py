@@ -181,7 +181,7 @@ def test_a_bad_reward_option_is_refused(
         ("/score", {"items": [TEA], "token_scores": 1}, "token_scores"),
         ("/score", {"items": [TEA], "truncation": None}, "truncation"),
         ("/compare", {"pairs": []}, "pairs"),
-        ("/compare", {"items": [TEA]}, "pairs is missing"),
+        ("/compare", {"items": [TEA]}, "items is unknown"),
         ("/compare", {"pairs": [PAIR], "model": "both"}, "model"),
         ("/compare", {"pairs": [PAIR], "margin_scheme": "medium"}, "margin_scheme"),
         ("/ppo-reward", {"items": []}, "items"),

@@ -3,6 +3,7 @@
 Knows no dialect's body. All of them score through `select`, which is one call of `Service.score`.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
@@ -52,12 +53,13 @@ class ChatMessage(CompatBody):
         return {"role": self.role, "content": parts if isinstance(parts, str) else "".join(p.text for p in parts)}
 
 
-class CompatRoute(JSONRoute):
+class CompatRoute(JSONRoute, ABC):
     """A route whose every RequestError is answered by `answer_error`, in the dialect's own body and codes."""
 
     @staticmethod
+    @abstractmethod
     def answer_error(error: RequestError) -> Response:
-        raise NotImplementedError
+        """The dialect's response to the error."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handler = super().get_route_handler()
