@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Many
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from app.engine.attention import IMPLEMENTATION, LastLayerRows, PackedRow, Queries, narrowed, padded_length
 from app.engine.loading import Checkpoint, head_of
-from app.engine.prefix_tree import PrefixTree
+from app.engine.prefix_tree import IntArray, PrefixTree
 from app.engine.sequence import Scored, Sequence
 from app.engine.tokenization import Tokenization
 
@@ -90,11 +91,18 @@ class RewardModel:
     # -- the head ---------------------------------------------------------------------------------------------------
 
     def _head_scores(self, states: Tensor) -> list[float]:
-        """The head on (n, hidden) states: row by row in float64, since a product with one output is not row-wise."""
-        scores = (states.double() * self.head.weight[0].double()).sum(-1)
-        if self.head.bias is not None:
-            scores = scores + self.head.bias.double()
-        return scores.tolist()
+        """The head on (n, hidden) states: row by row in float64, since a product with one output is not row-wise.
+
+        On the CPU, where the numbers go anyway: not every device has float64.
+        """
+        weight, bias = self._head_parameters
+        return ((states.cpu().double() * weight).sum(-1) + bias).tolist()
+
+    @cached_property
+    def _head_parameters(self) -> tuple[Tensor, Tensor | float]:
+        """The head's weight, (hidden,), and bias, in float64 on the CPU."""
+        bias = self.head.bias
+        return self.head.weight[0].cpu().double(), 0.0 if bias is None else bias.cpu().double()
 
     def _collect(self, sequences: Many[Sequence], wanted: Many[bool], scores: list[float]) -> list[Scored]:
         """Deals out the scores of `_positions`, in that order."""
@@ -109,7 +117,7 @@ class RewardModel:
                 taken += 1
         return scored
 
-    def _positions(self, sequence: Sequence, all_tokens: bool) -> np.ndarray[Any, np.dtype[np.int64]]:
+    def _positions(self, sequence: Sequence, all_tokens: bool) -> IntArray:
         return np.arange(sequence.num_tokens) if all_tokens else np.array([self.scored_position(sequence)])
 
     # -- packed -----------------------------------------------------------------------------------------------------
@@ -126,18 +134,17 @@ class RewardModel:
                 states = self._trunk_states(packed_row)[torch.from_numpy(np.concatenate(rows)).to(self.device)]
         return self._collect(sequences, wanted, self._head_scores(states))
 
-    def _trunk_states(self, packed_row: PackedRow, **options: Any) -> Tensor:
+    def _trunk_states(self, packed_row: PackedRow) -> Tensor:
         """(rows, hidden)"""
         out = self.trunk(
             input_ids=packed_row.input_ids,
             position_ids=packed_row.position_ids,
             use_cache=False,
             packed_row=packed_row,
-            **options,
         )
         return out.last_hidden_state[0]  # type: ignore[no-any-return]
 
-    def _last_states(self, packed_row: PackedRow, positions: Many[Any], rows: Many[Any]) -> Tensor:
+    def _last_states(self, packed_row: PackedRow, positions: Many[IntArray], rows: Many[IntArray]) -> Tensor:
         """(n, hidden): the states at the wanted positions, all the last layer computes besides keys and values."""
         counts = np.cumsum([0, *map(len, positions)])
         own_rows = np.arange(counts[-1])
@@ -148,13 +155,14 @@ class RewardModel:
         last_rows = LastLayerRows(wanted, padded_length(int(counts[-1]), self.row_multiple))
         all_rows = np.zeros(last_rows.num_rows, np.int64)
         all_rows[: counts[-1]] = np.concatenate(rows)
-        with narrowed(self._layers()[-1], last_rows, torch.from_numpy(all_rows), packed_row.num_rows):
+        with narrowed(self._last_layer, last_rows, torch.from_numpy(all_rows), packed_row.num_rows):
             return self._trunk_states(packed_row)[: counts[-1]]
 
-    def _layers(self) -> nn.ModuleList:
-        """The decoder's layers: the longest list of modules in the trunk."""
+    @cached_property
+    def _last_layer(self) -> nn.Module:
+        """The decoder's last layer: the end of the longest list of modules in the trunk."""
         lists = [module for module in self.trunk.modules() if isinstance(module, nn.ModuleList)]
-        return max(lists, key=len)
+        return max(lists, key=len)[-1]
 
     @contextmanager
     def _attention(self, implementation: str) -> Iterator[None]:
@@ -195,13 +203,10 @@ class RewardModel:
         inputs = {"input_ids": input_ids.to(self.device), "attention_mask": mask.to(self.device)}
         if not self.is_causal:
             logits = self.net(**inputs).logits
-            return [Scored(score) for score in logits[:, 0].double().tolist()]
+            return [Scored(score) for score in logits[:, 0].tolist()]
         states = self.trunk(**inputs, use_cache=False).last_hidden_state  # (batch, length, hidden)
         picked = [
-            states[i, torch.from_numpy(self._positions(s, w))] for i, (s, w) in enumerate(pairs(sequences, wanted))
+            states[i, torch.from_numpy(self._positions(s, w))]
+            for i, (s, w) in enumerate(zip(sequences, wanted, strict=True))
         ]
         return self._collect(sequences, wanted, self._head_scores(torch.cat(picked)))
-
-
-def pairs(sequences: Many[Sequence], wanted: Many[bool]) -> Iterator[tuple[Sequence, bool]]:
-    return zip(sequences, wanted, strict=True)
