@@ -103,9 +103,13 @@ class Service:
             self.engine.refuse_all()
             await asyncio.to_thread(self.engine.close)
 
-    def ready_engine(self) -> Engine[RewardModel]:
+    def accept(self) -> None:
+        """Asked once a request, before its body is read: what was accepted is answered, whenever draining begins."""
         if self.draining:
             raise ShuttingDownError("the service is shutting down; retry elsewhere")
+        self.ready_engine()
+
+    def ready_engine(self) -> Engine[RewardModel]:
         if self.engine is None:
             raise NotReadyError("the models are still loading; retry when /ready answers 200")
         return self.engine

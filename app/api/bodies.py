@@ -31,11 +31,13 @@ class JSONRoute(APIRoute):
         body_type: type[BaseModel] = self.body_field.field_info.annotation  # type: ignore[assignment]
 
         async def handle(request: Request) -> Response:
+            service = request.app.state.service
+            service.accept()
             content_type = request.headers.get("content-type", "")
             if content_type.partition(";")[0].strip().lower() != "application/json":
                 raise InvalidInputError(f"content-type is {content_type!r}; send application/json")
             body = parse(body_type, await request.body())
-            answer: BaseModel = await endpoint(body=body, request=request, service=request.app.state.service)
+            answer: BaseModel = await endpoint(body=body, request=request, service=service)
             return Response(answer.__pydantic_serializer__.to_json(answer), media_type="application/json")
 
         return handle

@@ -33,11 +33,13 @@ async def health(service: TheService) -> Health:
 
 @router.get("/ready", summary="Whether the models are loaded and have scored")
 async def ready(service: TheService) -> Ready:
+    service.accept()
     return Ready(status="ready", models=list(service.ready_engine().models))
 
 
 @router.get("/info", summary="Models, limits, version")
 async def info(service: TheService) -> dict[str, Any]:
+    service.accept()
     engine, settings = service.ready_engine(), service.settings
     models = {name: model_info(model) for name, model in engine.models.items()}
     first = next(iter(models.values()))

@@ -29,7 +29,6 @@ MAX_LOGPROB = 1e-3
 
 @router.post("/ppo-reward", summary="Rewards for PPO: select, whiten, subtract the KL penalty")
 async def ppo_reward(body: PPORequest, service: TheService, request: Request) -> PPOResponse:
-    service.ready_engine()  # a service that drains refuses what no model runs for, too
     service.check_count("items", len(body.items))
     logprobs = await beside(check_options, body)
     scores, usage = await while_connected(request, score_unscored(body, service))

@@ -5,6 +5,7 @@ import httpx
 import pytest
 
 from app import __version__
+from app.errors import ShuttingDownError
 from app.main import create_app
 from app.settings import Settings
 from tests.api.asking import assert_error
@@ -95,3 +96,14 @@ async def health_of_the_dead() -> httpx.Response:
 
 def test_a_service_whose_model_thread_died_is_not_healthy() -> None:
     assert_error(asyncio.run(health_of_the_dead()), 503, "not_ready", says="restart")
+
+
+def test_draining_refuses_at_the_door_and_nothing_that_was_let_in(client: httpx.Client) -> None:
+    service = client.app.state.service  # type: ignore[attr-defined]
+    service.draining = True
+    try:
+        with pytest.raises(ShuttingDownError):
+            service.accept()
+        assert service.require_models(None, "selecting") == ("safety", "helpfulness")
+    finally:
+        service.draining = False
