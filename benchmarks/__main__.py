@@ -12,7 +12,7 @@ from pathlib import Path
 from benchmarks.invariance import format_invariance, measure_invariance
 from benchmarks.large_body import format_large_bodies, measure_large_bodies
 from benchmarks.measure import Plan, measure_workload
-from benchmarks.servers.targets import TARGET_NAMES, VARIANT_PREFIX, Options, parse_settings, parse_variant
+from benchmarks.servers.targets import TARGET_NAMES, VARIANT_PREFIX, VLLM_NAMES, Options, parse_settings, parse_variant
 from benchmarks.start_up import measure_start_ups
 from benchmarks.summary import as_json, format_rows, format_start_ups, summarize
 from benchmarks.workloads import WORKLOADS
@@ -57,9 +57,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _plan(arguments: argparse.Namespace) -> Plan:
     targets = list(arguments.servers)
-    if arguments.vllm_python is None and "vllm" in targets:
+    if arguments.vllm_python is None and VLLM_NAMES & set(targets):
         logger.warning("vLLM is left out: give --vllm-python, the Python of an environment that has it")
-        targets.remove("vllm")
+        targets = [name for name in targets if name not in VLLM_NAMES]
     if arguments.rate is not None and "in-process" in targets:
         logger.warning("in-process is left out: it has a closed loop only")
         targets.remove("in-process")

@@ -15,7 +15,8 @@ from benchmarks.servers.dialects import ECHO, OPENRLHF, SERVICE, VLLM, Dialect, 
 from benchmarks.servers.process import ServerProcess, free_port, running
 
 RUN_SECONDS = 900.0
-TARGET_NAMES = ("service", "in-process", "vllm", "padded", "echo")
+TARGET_NAMES = ("service", "in-process", "vllm", "vllm-default", "padded", "echo")
+VLLM_NAMES = frozenset({"vllm", "vllm-default"})
 VARIANT_PREFIX = "service:"
 
 
@@ -128,7 +129,7 @@ def parse_settings(text: str) -> dict[str, str]:
     return {key: value for key, _, value in pairs}
 
 
-_DIALECTS = {"service": SERVICE, "vllm": VLLM, "padded": OPENRLHF, "echo": ECHO}
+_DIALECTS = {"service": SERVICE, "vllm": VLLM, "vllm-default": VLLM, "padded": OPENRLHF, "echo": ECHO}
 
 
 def _command(name: str, checkpoint: Path, port: int, options: Options) -> tuple[list[str], dict[str, str]]:
@@ -147,8 +148,10 @@ def _command(name: str, checkpoint: Path, port: int, options: Options) -> tuple[
         case "in-process":
             module = "benchmarks.servers.in_process"
             return [sys.executable, "-m", module, str(checkpoint), *common, *threads], environment
-        case "vllm":
-            return _vllm_command(checkpoint, common, options), environment | _vllm_environment(options)
+        case "vllm" | "vllm-default":
+            binding = _all_cores(options) if name == "vllm" else {}
+            given = _vllm_environment(options) | binding | dict(options.vllm_environment)
+            return _vllm_command(checkpoint, common, options), environment | given
         case "padded":
             batch = ["--batch-size", str(options.padded_batch_size)]
             module = "benchmarks.servers.padded"
@@ -183,16 +186,19 @@ def _vllm_command(checkpoint: Path, common: list[str], options: Options) -> list
 
 
 def _vllm_environment(options: Options) -> dict[str, str]:
-    """Give vLLM every core that the others have.
-
-    By default (`auto`) it keeps one core free for its API server, which on two cores halves its arithmetic and overrides
-    OMP_NUM_THREADS. Memory for its KV cache is set since the default takes most of the machine's.
-    """
-    last_core = options.num_threads - 1
+    """Memory for its KV cache is set since the default takes most of the machine's."""
     return {
         "OMP_NUM_THREADS": str(options.num_threads),
-        "VLLM_CPU_OMP_THREADS_BIND": f"0-{last_core}" if last_core else "0",
         "VLLM_CPU_KVCACHE_SPACE": "2",
         "VLLM_NO_USAGE_STATS": "1",
-        **options.vllm_environment,
     }
+
+
+def _all_cores(options: Options) -> dict[str, str]:
+    """Gives vLLM every core that the others have.
+
+    By default (`auto`) it keeps one core free for its API server, which on two cores halves its arithmetic and overrides
+    OMP_NUM_THREADS.
+    """
+    last_core = options.num_threads - 1
+    return {"VLLM_CPU_OMP_THREADS_BIND": f"0-{last_core}" if last_core else "0"}

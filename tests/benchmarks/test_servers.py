@@ -56,6 +56,11 @@ def test_vllm_gets_every_core() -> None:
     assert environment["OMP_NUM_THREADS"] == "4"
 
 
+def test_vllm_as_it_comes_keeps_its_own_binding() -> None:
+    _, environment = _command("vllm-default", Path(), 1, Options(vllm_python=Path("venv/bin/python")))
+    assert "VLLM_CPU_OMP_THREADS_BIND" not in environment
+
+
 def test_vllm_can_be_given_another_environment() -> None:
     options = Options(vllm_python=Path("venv/bin/python"), vllm_environment={"VLLM_CPU_OMP_THREADS_BIND": "auto"})
     _, environment = _command("vllm", Path(), 1, options)
