@@ -5,6 +5,7 @@ so does what a module of ours imports in turn.
 """
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -137,6 +138,16 @@ def test_errors_and_settings_know_neither_models_nor_http(module: str) -> None:
 @pytest.mark.parametrize("module", ["app.api.bodies", "app.schemas", "app.worker"])
 def test_the_process_that_reads_large_bodies_starts_without_torch(module: str) -> None:
     assert forbidden(reached([module]), {"torch", "transformers", "app.engine", "fastapi"}) == []
+
+
+def test_the_command_line_starts_without_torch() -> None:
+    """That process imports the command's module first, as every spawned process does; what runs a command is imported then."""
+    script = "import sys, app.cli; print(*sys.modules)"
+    done = subprocess.run(  # noqa: S603 - our own script
+        [sys.executable, "-c", script], check=True, capture_output=True, text=True, cwd=ROOT
+    )
+    assert "app.cli" in done.stdout.split()
+    assert forbidden(done.stdout.split(), {"torch", "transformers", "numpy", "fastapi"}) == []
 
 
 def test_nothing_but_main_and_the_command_line_imports_the_routes() -> None:

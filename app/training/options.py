@@ -2,9 +2,10 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from app.shaping import MarginScheme
+if TYPE_CHECKING:
+    from app.shaping import MarginScheme  # with torch, which the command line starts without
 
 TooLong = Literal["drop", "error", "prompt", "left", "right"]
 FULL_LEARNING_RATE, LORA_LEARNING_RATE = 1e-5, 1e-4
@@ -17,7 +18,7 @@ class TrainOptions:
     base: Path
     data: str
     out: Path
-    margin_scheme: MarginScheme = "large"
+    margin_scheme: "MarginScheme" = "large"
     epochs: float = 1.0
     learning_rate: float | None = None
     batch_size: int = 16
