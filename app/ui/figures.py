@@ -39,7 +39,7 @@ class Moment:
     """The counters at one time, in seconds of a clock that never goes back."""
 
     at: float
-    sequences: float
+    scores: float
     tokens: float
     computed: float
     batches: float
@@ -51,10 +51,9 @@ class Moment:
 
     @classmethod
     def of(cls, seen: Exposition, at: float) -> "Moment":
-        scored = seen.by("reward_scored_sequences_total", "model")
         return cls(
             at=at,
-            sequences=max(scored.values(), default=0.0),  # the same ones go to both models, unless one alone is asked
+            scores=seen.total("reward_scored_sequences_total"),  # a sequence's, by each model that was asked
             tokens=seen.total("reward_tokens_total"),
             computed=seen.total("reward_computed_tokens_total"),
             batches=seen.total("reward_batch_sequences_count"),
@@ -71,7 +70,7 @@ class Rates:
     """What happened between two moments; None where nothing did that could be averaged."""
 
     seconds: float
-    sequences_per_second: float
+    scores_per_second: float
     tokens_per_second: float
     batch_sequences: float | None
     shared: float | None
@@ -84,7 +83,7 @@ def between(a: Moment, b: Moment, num_devices: int = 1) -> Rates:
     tokens, computed = b.tokens - a.tokens, b.computed - a.computed
     return Rates(
         seconds,
-        sequences_per_second=(b.sequences - a.sequences) / seconds if seconds else 0.0,
+        scores_per_second=(b.scores - a.scores) / seconds if seconds else 0.0,
         tokens_per_second=tokens / seconds if seconds else 0.0,
         batch_sequences=ratio(b.batched - a.batched, b.batches - a.batches),
         shared=1 - computed / tokens if tokens else None,

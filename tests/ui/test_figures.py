@@ -15,7 +15,7 @@ reward_computed_tokens_total{model="safety"} 60.0
 reward_computed_tokens_total{model="helpfulness"} 60.0
 # TYPE reward_scored_sequences_total counter
 reward_scored_sequences_total{model="safety"} 8.0
-reward_scored_sequences_total{model="helpfulness"} 8.0
+reward_scored_sequences_total{model="helpfulness"} 5.0
 # TYPE reward_batch_sequences histogram
 reward_batch_sequences_bucket{le="1.0"} 0.0
 reward_batch_sequences_bucket{le="+Inf"} 2.0
@@ -44,18 +44,18 @@ def test_a_histogram_counts_between_its_edges_in_order() -> None:
     assert bins == [(-1.0, 3), (0.0, 2), (10.0, 3), (float("inf"), 1)]
 
 
-def test_both_models_score_the_same_sequences() -> None:
+def test_every_models_scores_count_though_one_model_was_asked_less() -> None:
     moment = Moment.of(Exposition(TEXT), 5.0)
-    assert (moment.at, moment.sequences, moment.tokens, moment.queued) == (5.0, 8, 200, 7)
+    assert (moment.at, moment.scores, moment.tokens, moment.queued) == (5.0, 13, 200, 7)
 
 
 def test_rates_are_what_happened_between_two_moments() -> None:
     earlier = Moment.of(Exposition(TEXT), 10.0)
     later = replace(
-        earlier, at=12.0, sequences=18, tokens=400, computed=170, batches=4, batched=24, busy=1.0, waited=0.3, taken=3
+        earlier, at=12.0, scores=23, tokens=400, computed=170, batches=4, batched=24, busy=1.0, waited=0.3, taken=3
     )
     rates = between(earlier, later)
-    assert (rates.sequences_per_second, rates.tokens_per_second) == (5, 100)
+    assert (rates.scores_per_second, rates.tokens_per_second) == (5, 100)
     assert (rates.batch_sequences, rates.busy) == (8, 0.5)
     assert rates.shared == pytest.approx(0.75)
     assert rates.wait_seconds == pytest.approx(0.1)
@@ -64,7 +64,7 @@ def test_rates_are_what_happened_between_two_moments() -> None:
 def test_where_nothing_happened_there_is_nothing_to_average() -> None:
     rates = between(NOTHING, replace(NOTHING, at=1.0))
     assert (rates.batch_sequences, rates.shared, rates.wait_seconds) == (None, None, None)
-    assert (rates.sequences_per_second, rates.busy) == (0, 0)
+    assert (rates.scores_per_second, rates.busy) == (0, 0)
     assert between(NOTHING, NOTHING).tokens_per_second == 0
 
 

@@ -24,7 +24,7 @@ def shown_when_known(page: Page, service: httpx.Client) -> Exposition:
     scored = page.locator("#live-result [data-is=scored]")
     for _ in range(12):
         seen = Exposition(service.get("/metrics").text)
-        known = f"{max(seen.by('reward_scored_sequences_total', 'model').values()):.0f}"
+        known = f"{seen.total('reward_scored_sequences_total'):.0f}"
         with suppress(AssertionError):
             expect(scored).to_have_text(known, timeout=5000)
             return seen
