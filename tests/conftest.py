@@ -19,22 +19,48 @@ from app.engine.process import prepare_process
 from app.main import create_app
 from app.server import Server, config_of
 from app.settings import Settings
+from tests.extras import lacking
 from tests.models import make_model
 
 prepare_process()
 torch.set_num_threads(1)
 
 TESTS = Path(__file__).parent
-SUITES_OF_THEIR_OWN = {"fuzz", "monitoring", "ray", "trainers", "ui"}
+SUITES_OF_THEIR_OWN = {
+    "fuzz": "make fuzz",
+    "monitoring": "make monitoring-test",
+    "ray": "make ray-test",
+    "trainers": "make trainers",
+    "ui": "make ui-test",
+}
 """Folders with a make target each, which installs what they need; the plain suite leaves them out."""
+EXTRAS = {"fuzz": ("fuzz",), "ray": ("ray",), "trainers": ("trainers",), "ui/browser": ("ui", "browser")}
+"""By folder, what must be installed where its tests are asked for."""
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Leaves a suite of its own out unless it is named on the command line."""
     if collection_path.parent != TESTS or collection_path.name not in SUITES_OF_THEIR_OWN:
         return None
-    named = [Path(argument.partition("::")[0]).resolve() for argument in config.args]
-    return None if any(collection_path in {path, *path.parents} for path in named) else True
+    return None if any(collection_path in {path, *path.parents} for path in named(config)) else True
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """A suite that was asked for fails where its packages are missing: no test of it would run, and nobody would know."""
+    for folder, extras in EXTRAS.items():
+        suite, place = folder.partition("/")[0], TESTS / folder
+        asked = [path for path in named(session.config) if TESTS / suite in {path, *path.parents}]
+        if any(place in {path, *path.parents} or path in place.parents for path in asked):
+            missing = [requirement for extra in extras for requirement in lacking(extra)]
+            if missing:
+                raise pytest.UsageError(
+                    f"tests/{folder} needs {', '.join(missing)}; `{SUITES_OF_THEIR_OWN[suite]}` installs what it needs"
+                )
+
+
+def named(config: pytest.Config) -> list[Path]:
+    """The files and folders of the command line."""
+    return [Path(argument.partition("::")[0]).resolve() for argument in config.args]
 
 
 Serve = Callable[..., AbstractContextManager[httpx.Client]]

@@ -1,6 +1,6 @@
 """A Ray cluster on this machine, and the service on it in place of the one in this process.
 
-Collected only where it is named (`make ray-test`): a cluster is a dozen processes and minutes.
+For `make ray-test`: a cluster is a dozen processes and minutes.
 """
 
 import os
@@ -25,11 +25,6 @@ __all__ = ["hurried", "only_helpfulness", "tokenizer"]
 
 HERE = Path(__file__).resolve().parent
 OBJECT_STORE_BYTES = 200 * 2**20
-
-
-def pytest_ignore_collect(config: pytest.Config) -> bool | None:
-    named = [Path(arg.partition("::")[0]).resolve() for arg in config.args]
-    return None if any(HERE in (path, *path.parents) for path in named) else True
 
 
 def pytest_collectstart() -> None:
