@@ -1,15 +1,25 @@
-"""Clients as a server must expect them: slow, gone, too large, silent, idle. Each crowd lasts until it is cancelled."""
+"""Clients as a server must expect them: slow, gone, too large, silent, idle.
+
+`python -m benchmarks.rough PORT NAME...` is these crowds until its input ends. A process of its own, so that what they do
+costs the normal traffic's client nothing: what they disturb is the server.
+"""
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import cast
+
+from benchmarks.client import Endpoint
 
 Crowd = Callable[[int, bytes], Awaitable[None]]
 """One client of a crowd, from its port and a request that is well-formed, over and over."""
 
 CHUNK = bytes(1 << 20)
 LARGE_BODY_BYTES = 100_000_000
+SETTLE_SECONDS = 3
+"""Until all of a crowd are connected, and those that ask once have their answer."""
 
 
 async def slow(port: int, request: bytes) -> None:
@@ -74,27 +84,44 @@ CROWDS: dict[str, tuple[Crowd, int]] = {
 """By name: what each client does, and how many there are at once."""
 
 
-@contextlib.asynccontextmanager
-async def crowd(name: str, port: int, request: bytes) -> AsyncIterator[None]:
-    """The crowd is there for as long as the context lasts."""
-    client, count = CROWDS[name]
+@contextlib.contextmanager
+def crowds(names: Sequence[str], port: int) -> Iterator[None]:
+    """These crowds are there for as long as the context lasts; raises RuntimeError where one of their clients was not
+    answered as it should be."""
+    command = [sys.executable, "-m", "benchmarks.rough", str(port), *names]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()  # they are there from now on
+    try:
+        yield
+    finally:
+        process.communicate()
+    if process.returncode:
+        raise RuntimeError(f"the crowd of {', '.join(names)} ended with {process.returncode}")
 
-    async def again_and_again() -> None:
+
+async def be(names: Sequence[str], port: int) -> None:
+    """The crowds, until the standard input ends."""
+    request = Endpoint(port, "/score").request_bytes(b'{"items": [{"text": "how long should green tea steep"}]}')
+    ended = asyncio.Event()
+    asyncio.get_running_loop().add_reader(sys.stdin, ended.set)
+
+    async def again_and_again(client: Crowd) -> None:
         while True:
             with contextlib.suppress(ConnectionError):
                 await client(port, request)
 
-    tasks = [asyncio.create_task(again_and_again()) for _ in range(count)]
-    try:
-        await asyncio.sleep(1)
-        yield
-        for task in tasks:
-            if task.done():
-                await task
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    clients = [client for client, count in map(CROWDS.__getitem__, names) for _ in range(count)]
+    tasks = [asyncio.create_task(again_and_again(client)) for client in clients]
+    await asyncio.sleep(SETTLE_SECONDS)
+    print("there", flush=True)
+    await ended.wait()
+    for task in tasks:
+        if task.done():
+            await task
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @contextlib.asynccontextmanager
@@ -104,3 +131,7 @@ async def opened(port: int) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio
         yield reader, writer
     finally:
         cast("asyncio.Transport", writer.transport).abort()
+
+
+if __name__ == "__main__":
+    asyncio.run(be(sys.argv[2:], int(sys.argv[1])))

@@ -2,7 +2,8 @@
 
 First every text is scored alone. Then all of them come at once, each on a connection of its own: each must get its own
 score, to the bit where the service promises it, or a 503 with Retry-After, or a 504. Then normal traffic runs without and with
-crowds of rough clients (`rough`). Ends with 1 where a request was lost, mixed up or left hanging, or /health was slow.
+crowds of rough clients (`rough`), each alone and all together. Ends with 1 where a request was lost, mixed up or left hanging,
+or /health was slow in the storm.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from pathlib import Path
 from app.engine.process import raise_file_limit
 from benchmarks.client import Connection, Endpoint, ProtocolError, Response
 from benchmarks.load import closed_loop
-from benchmarks.rough import CROWDS, crowd
+from benchmarks.rough import CROWDS, crowds
 from benchmarks.served import lone_scores, score_body, scores_of, served, texts
 from benchmarks.servers.process import ServerProcess
 from benchmarks.stats import percentile
@@ -83,19 +84,30 @@ def judge(response: Response, own: dict[str, float], exact: bool) -> str:
 ALLOWED = ("scored", "503", "504")
 
 
-async def with_crowds(process: ServerProcess, bodies: list[bytes]) -> tuple[list[list[str]], bool]:
-    """A table's rows: normal traffic alone, then with each crowd; and whether all were served."""
+def with_crowds(process: ServerProcess, bodies: list[bytes]) -> tuple[list[list[str]], bool]:
+    """A table's rows: normal traffic alone, with each crowd, with all of them, and as soon as they are gone, with its p50 and
+    p99 in parts of what they are alone; and whether /health always answered."""
     endpoint = Endpoint(process.port, "/score")
-    rows, healthy = [], True
-    for name in [None, *CROWDS, None]:
-        context = crowd(name, process.port, endpoint.request_bytes(bodies[0])) if name else contextlib.nullcontext()
-        with watching(process.pid, process.port) as watched:
-            async with context:
-                run = await closed_loop(endpoint, bodies, NORMAL_CONCURRENCY)
-        label = f"{CROWDS[name][1]} x {name}" if name else "none"
-        rows.append([label, *figures(run.latencies, watched)])
-        healthy = healthy and math.isfinite(max(watched.health_seconds))
-    return rows, healthy
+    each = {f"{count} x {name}": (name,) for name, (_, count) in CROWDS.items()}
+    casts = {"none": (), **each, "all of them": tuple(CROWDS), "none any more": ()}
+    seen: dict[str, tuple[tuple[float, ...], Watched]] = {}
+    for label, names in casts.items():
+        with contextlib.ExitStack() as stack:
+            if names:
+                stack.enter_context(crowds(names, process.port))
+            watched = stack.enter_context(watching(process.pid, process.port))
+            run = asyncio.run(closed_loop(endpoint, bodies, NORMAL_CONCURRENCY))
+        seen[label] = run.latencies, watched
+    alone, _ = seen["none"]
+    rows = [
+        [
+            label,
+            *figures(latencies, watched),
+            *(f"{percentile(latencies, percent) / percentile(alone, percent):.2f}" for percent in (50, 99)),
+        ]
+        for label, (latencies, watched) in seen.items()
+    ]
+    return rows, all(math.isfinite(max(watched.health_seconds)) for _, watched in seen.values())
 
 
 def figures(seconds: "tuple[float, ...] | list[float]", watched: Watched) -> list[str]:
@@ -146,10 +158,11 @@ def run(kind: str, options: argparse.Namespace) -> bool:
         rows = [["before", "-", "-", *figures([0.0], before)[2:]], ["storm", *figures(times, watched)]]
         print(format_table(["", *HEADERS], rows))
         good = set(outcomes) <= set(ALLOWED) and percentile(watched.health_seconds, 99) < MAX_HEALTH_SECONDS
-        if kind == "tiny" and options.normal:
-            rows, healthy = asyncio.run(with_crowds(process, distinct[: options.normal] * 2))
+        if options.normal:
+            normal = options.normal if kind == "tiny" else options.normal // 10
+            rows, healthy = with_crowds(process, distinct[:normal] * 2)
             print(f"\n{kind}: normal traffic (one-item requests, {NORMAL_CONCURRENCY} at a time) beside rough clients")
-            print(format_table(["rough clients", *HEADERS], rows))
+            print(format_table(["rough clients", *HEADERS, "p50 / alone", "p99 / alone"], rows))
             good = good and healthy
     return good
 
@@ -157,7 +170,12 @@ def run(kind: str, options: argparse.Namespace) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.storm", description=__doc__)
     parser.add_argument("--requests", type=int, default=4000)
-    parser.add_argument("--normal", type=int, default=2000, help="requests of the normal traffic")
+    parser.add_argument(
+        "--normal",
+        type=int,
+        default=2000,
+        help="texts of the normal traffic, a tenth of it on models/; each comes twice",
+    )
     parser.add_argument("--kinds", nargs="+", choices=("tiny", "models"), default=["tiny", "models"])
     parser.add_argument("--threads", type=int, default=1, help="of the service's forward")
     parser.add_argument("--seed", type=int, default=0)
