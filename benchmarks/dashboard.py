@@ -118,9 +118,10 @@ def drawn(
     """One panel: lines, a stack, a heat map or a figure."""
     unit = panel["fieldConfig"]["defaults"].get("unit", "short")
     factor, suffix = UNITS.get(unit, (1, {"reqps": "/s", "ops": "/s"}.get(unit, "")))
-    axes.set_title(f"{title} ({suffix})" if suffix else title, fontsize=9, loc="left")
+    is_stat = panel["type"] == "stat"  # has its unit beside its value, and little room
+    axes.set_title(f"{title} ({suffix})" if suffix and not is_stat else title, fontsize=8 if is_stat else 9, loc="left")
     axes.tick_params(labelsize=7)
-    if panel["type"] == "stat":
+    if is_stat:
         axes.axis("off")
         values = [float(each["values"][-1][1]) for _, found in answers for each in found]
         shown = f"{values[0] * factor:.3g}" if values else "no data"
