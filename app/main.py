@@ -5,18 +5,31 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from app import __version__
 from app.api import admin, compare, errors, ops, ppo_reward, score
 from app.api.compat import dialects
 from app.api.gate import Gate
+from app.api.inputs import new_watches
 from app.api.observation import Observation
+from app.api.route import Direct
 from app.logs import log_loop_fault
 from app.service import Service
 from app.settings import Settings
 
 DESCRIPTION = """Llama 2 style rewards for RL trainers: `/score`, `/compare` (margin ranking loss) and `/ppo-reward`
 (select by safety, whiten, subtract the KL penalty). Every error has the body `{"error": {"code", "message", "item"}}`."""
+
+
+class App(FastAPI):
+    """FastAPI within the service's own layers: what has a JSON body does not come as far as FastAPI's."""
+
+    service: Service
+
+    def build_middleware_stack(self) -> ASGIApp:
+        direct = Direct(super().build_middleware_stack(), self.routes)
+        return Observation(Gate(direct, self.service), self.service)  # what the gate refuses is seen too
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -34,16 +47,15 @@ def create_app(settings: Settings) -> FastAPI:
             await service.close()
             await asyncio.to_thread(service.tracing.close)
 
-    app = FastAPI(
+    app = App(
         title="reward-service",
         version=__version__,
         description=DESCRIPTION,
         lifespan=lifespan,
     )
-    app.state.service = service
+    app.service = app.state.service = service
+    app.state.watches = new_watches()
     errors.install(app)
-    app.add_middleware(Gate, service=service)
-    app.add_middleware(Observation, service=service)  # around the gate: what it refuses is seen too
     # Before the docs' own, and not included as routers: a request is matched against every route before its own.
     modules = (score, compare, ppo_reward, *dialects, ops, admin)
     app.router.routes[:0] = [route for module in modules for route in module.router.routes]

@@ -2,7 +2,7 @@
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from app.errors import (
@@ -65,10 +65,5 @@ def install(app: FastAPI) -> None:
         response.headers.update(error.headers or {})  # such as Allow
         return response
 
-    def client_gone(_: Request, __: Exception) -> Response:
-        return Response(status_code=CLIENT_CLOSED_REQUEST)
-
     app.add_exception_handler(RequestError, request_error)
     app.add_exception_handler(HTTPException, http_error)
-    for gone in (ClientGoneError, ClientDisconnect):  # before its answer, before the end of its body
-        app.add_exception_handler(gone, client_gone)

@@ -4,10 +4,10 @@ import base64
 import hashlib
 import hmac
 import re
+from collections.abc import Mapping
 from functools import lru_cache
 from ipaddress import ip_address
 
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.errors import error_response
@@ -18,6 +18,7 @@ from app.settings import PAGE_PATH, Settings
 OPEN_PATHS = frozenset({"/health", "/ready"})
 PORT = re.compile(r":\d*$")
 METRICS_PATH = "/metrics"
+Headers = Mapping[bytes, bytes]
 
 
 class Gate:
@@ -32,7 +33,7 @@ class Gate:
             await self.app(scope, receive, send)
             return
         for_page = is_page(scope["path"], self.service.settings)
-        headers = Headers(scope=scope)
+        headers = dict(reversed(scope["headers"]))  # of two with one name the first
         if refusal := self._refusal(scope["method"], headers):
             response = error_response(refusal)
             if for_page and isinstance(refusal, UnauthorizedError):  # a browser asks its user for Basic alone
@@ -50,38 +51,41 @@ class Gate:
             self.service.num_in_flight -= 1
 
     def _refusal(self, method: str, headers: Headers) -> RequestError | None:
-        if headers.get("sec-fetch-site") == "cross-site" and method not in {"GET", "HEAD"}:
+        if headers.get(b"sec-fetch-site") == b"cross-site" and method not in {"GET", "HEAD"}:
             return ForbiddenError("a browser sends this for a page of another site; ask from a program, or from /ui")
         if self.keys:
             if not self._is_known(offered_key(headers)):
                 return UnauthorizedError(
                     "no or wrong API key; send `Authorization: Bearer KEY`, or the key as the password of HTTP Basic"
                 )
-        elif self.allowed_hosts is not None and not is_allowed(headers.get("host", ""), self.allowed_hosts):
+        elif self.allowed_hosts is not None and not is_allowed(headers.get(b"host", b""), self.allowed_hosts):
+            host = headers[b"host"].decode("latin-1")[:100]
             return ForbiddenError(
-                f"the request is for host {headers['host'][:100]!r}, not for this service; name it in REWARD_ALLOWED_HOSTS, "
+                f"the request is for host {host!r}, not for this service; name it in REWARD_ALLOWED_HOSTS, "
                 "or set REWARD_API_KEYS"
             )
         return None
 
     def _limited(self, headers: Headers, receive: Receive) -> Receive:
-        """`receive` that raises once the body is over the limit; at once where its declared length is."""
-        limit_mb = self.service.settings.max_body_mb
-        declared = headers.get("content-length", "")
-        num_declared, num_received = int(declared) if declared.isdecimal() else 0, 0
+        """`receive` that raises once the body is over the limit; at once where its declared length is.
 
-        def check(num_bytes: int) -> None:
-            if num_bytes > limit_mb * 1e6:
-                raise BodyTooLargeError(
-                    f"the body is over the limit of {limit_mb:g} MB; split it, or raise REWARD_MAX_BODY_MB"
-                )
+        The server reads no more than was declared, so only a body whose length was not is counted.
+        """
+        limit_mb = self.service.settings.max_body_mb
+        declared = headers.get(b"content-length", b"")
+        num_declared = int(declared) if declared.isdigit() else None
+        if num_declared is not None and num_declared <= limit_mb * 1e6:
+            return receive
+        num_received = num_declared or 0
 
         async def receive_within_limit() -> Message:
             nonlocal num_received
-            check(num_declared)
-            message = await receive()
+            message = await receive() if num_received <= limit_mb * 1e6 else {}
             num_received += len(message.get("body", b""))
-            check(num_received)
+            if num_received > limit_mb * 1e6:
+                raise BodyTooLargeError(
+                    f"the body is over the limit of {limit_mb:g} MB; split it, or raise REWARD_MAX_BODY_MB"
+                )
             return message
 
         return receive_within_limit
@@ -103,14 +107,14 @@ def allowed_hosts(settings: Settings) -> frozenset[str] | None:
 
 
 @lru_cache(maxsize=256)
-def is_allowed(host_header: str, allowed: frozenset[str]) -> bool:
+def is_allowed(host_header: bytes, allowed: frozenset[str]) -> bool:
     """Whether a request may be meant for this service.
 
     A web page that lets its own name point to 127.0.0.1 has the browser ask for that name: one of the public internet,
     so with a dot in it. An address, localhost, a name of the local network's and no header at all are no browser's
     that was led here.
     """
-    host = PORT.sub("", host_header.strip().lower()).strip("[]").removesuffix(".")
+    host = PORT.sub("", host_header.decode("latin-1").strip().lower()).strip("[]").removesuffix(".")
     if "." not in host or host.endswith(".localhost") or host in allowed:
         return True
     try:
@@ -127,11 +131,11 @@ def is_page(path: str, settings: Settings) -> bool:
 
 def offered_key(headers: Headers) -> bytes:
     """The bearer token, or the password of HTTP Basic (a trainer that sends no header has its URL to hold it)."""
-    scheme, _, value = headers.get("authorization", "").partition(" ")
+    scheme, _, value = headers.get(b"authorization", b"").partition(b" ")
     match scheme.lower():
-        case "bearer":
-            return value.strip().encode("latin-1")  # the header's bytes as they came
-        case "basic":
+        case b"bearer":
+            return value.strip()
+        case b"basic":
             try:
                 return base64.b64decode(value.strip(), validate=True).partition(b":")[2]
             except ValueError:  # not base64, or not even ASCII

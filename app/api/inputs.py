@@ -7,6 +7,7 @@ from typing import Annotated, TypeVar
 from fastapi import Depends
 from starlette.requests import Request
 
+from app.alarms import Alarms
 from app.api.errors import ClientGoneError
 from app.engine.tokenization import Input as EngineInput
 from app.engine.tokenization import PromptResponse, Text, TokenIds
@@ -39,30 +40,48 @@ def engine_input(given: Input, item: int) -> EngineInput:
     return EngineInput(PromptResponse(given.prompt or "", given.response or ""), item, place)
 
 
+class Watch:
+    """Looks whether a request's client is still there, and stops its task when it is not."""
+
+    def __init__(self, request: Request) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self.task = task
+        self.is_gone = False
+        self._request = request
+        self._watcher: asyncio.Task[None] | None = None
+
+    def begin(self) -> None:
+        self._watcher = asyncio.get_running_loop().create_task(self._look())
+
+    def end(self) -> None:
+        if self._watcher is not None:
+            self._watcher.cancel()
+
+    async def _look(self) -> None:
+        while (await self._request.receive())["type"] != "http.disconnect":
+            pass
+        self.is_gone = True
+        self.task.cancel()
+
+
+def new_watches() -> Alarms[Watch]:
+    """Those of one app: a watch that is set begins if its answer takes its time."""
+    return Alarms(WATCH_AFTER_SECONDS, Watch.begin)
+
+
 async def while_connected(request: Request, answer: Awaitable[T]) -> T:
     """Awaits the answer, and stops it when the client disconnects; an answer that is quick costs no watcher."""
-    loop = asyncio.get_running_loop()
-    task = asyncio.current_task()
-    assert task is not None
-    watchers: list[asyncio.Task[None]] = []
-    is_gone = False
-
-    async def watch() -> None:
-        nonlocal is_gone
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-        is_gone = True
-        task.cancel()
-
-    timer = loop.call_later(WATCH_AFTER_SECONDS, lambda: watchers.append(loop.create_task(watch())))
+    watch = Watch(request)
+    watches: Alarms[Watch] = request.app.state.watches
+    watches.set(watch)
     try:
         return await answer
     except asyncio.CancelledError:
-        if not is_gone:
+        if not watch.is_gone:
             raise
-        task.uncancel()
+        watch.task.uncancel()
         raise ClientGoneError from None
     finally:
-        timer.cancel()
-        for watcher in watchers:
-            watcher.cancel()
+        watches.clear(watch)
+        watch.end()

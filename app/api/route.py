@@ -1,67 +1,108 @@
 """The way of a native route: the body is parsed once and the answer is written once, large ones in the worker process.
 
-FastAPI keeps the signatures, the docs and the routing. Its own way through a request (the standard library's JSON, a
-second validation, dependencies, a validation of the answer) costs several times what a small request's score does, and
-for a trainer's 20 MB body holds up everybody else.
+FastAPI keeps the signatures, the docs and the routing of everything else. Its own way through a request (nine layers, the
+standard library's JSON, a second validation, dependencies, a validation of the answer) costs several times what a small
+request's score does, and for a trainer's 20 MB body holds up everybody else.
 """
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from fastapi.routing import APIRoute, APIRouter
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.routing import BaseRoute
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api.bodies import parse, write
+from app.api.errors import CLIENT_CLOSED_REQUEST, ClientGoneError, error_response
 from app.api.inputs import get_service
-from app.errors import InvalidInputError
+from app.errors import InvalidInputError, RequestError
+from app.record import note_error
 from app.schemas import ErrorBody
 
-Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 LARGE_BODY_BYTES = 1_000_000
 """From here on a body is parsed, and its answer written, in the worker process: it would hold the interpreter for 10 ms."""
+JSON_TYPE = (b"content-type", b"application/json")
 
 
 class JSONRoute(APIRoute):
     """Calls `endpoint(body, request, service)` with the parsed body; the endpoint returns a model.
 
     Where there is a body there are neither dependencies to be closed nor an answer to be validated, and what is raised
-    is answered by the app's handlers around the router: so the handler is called as it is.
+    on purpose is answered here: so the route is a whole ASGI app, which needs none of the app's layers around it.
     """
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         super().__init__(path, endpoint, **options)
         if self.body_field is not None:
-            handle = self.get_route_handler()
+            self.app = self.answer
 
-            async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-                response = await handle(Request(scope, receive, send))
-                await response(scope, receive, send)
+    async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            content = await self._content(Request(scope, receive, send))
+        except RequestError as error:
+            note_error(error)
+            await self.answer_error(error)(scope, receive, send)
+        except (ClientGoneError, ClientDisconnect):  # before its answer, before the end of its body
+            await Response(status_code=CLIENT_CLOSED_REQUEST)(scope, receive, send)
+        else:
+            headers = [JSON_TYPE, (b"content-length", b"%d" % len(content))]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.body", "body": content})
 
-            self.app = answer
-
-    def get_route_handler(self) -> Handler:
-        if self.body_field is None:
-            return super().get_route_handler()
-        endpoint = self.endpoint
+    async def _content(self, request: Request) -> bytes:
+        service = get_service(request)
+        service.accept()
+        refuse_other_types(request.scope)
+        assert self.body_field is not None
         body_type: type[Any] = self.body_field.field_info.annotation  # type: ignore[assignment]
+        received = await whole_body(request.receive)
+        if len(received) < LARGE_BODY_BYTES:
+            return write(await self.endpoint(body=parse(body_type, received), request=request, service=service))
+        body = await service.worker.run(parse, body_type, received)
+        return await service.worker.run(write, await self.endpoint(body=body, request=request, service=service))
 
-        async def handle(request: Request) -> Response:
-            service = get_service(request)
-            service.accept()
-            content_type = request.headers.get("content-type", "")
-            if content_type.partition(";")[0].strip().lower() != "application/json":
-                raise InvalidInputError(f"content-type is {content_type!r}; send application/json")
-            received = await request.body()
-            if len(received) < LARGE_BODY_BYTES:
-                answer = write(await endpoint(body=parse(body_type, received), request=request, service=service))
-            else:
-                body = await service.worker.run(parse, body_type, received)
-                answer = await service.worker.run(write, await endpoint(body=body, request=request, service=service))
-            return Response(answer, media_type="application/json")
+    @staticmethod
+    def answer_error(error: RequestError) -> Response:
+        """The API's response to the error."""
+        return error_response(error)
 
-        return handle
+
+def refuse_other_types(scope: Scope) -> None:
+    given = next((value for name, value in scope["headers"] if name == b"content-type"), b"")
+    if given != b"application/json" and given.partition(b";")[0].strip().lower() != b"application/json":
+        raise InvalidInputError(f"content-type is {given.decode('latin-1')!r}; send application/json")
+
+
+async def whole_body(receive: Receive) -> bytes:
+    """Raises ClientDisconnect where its client leaves before it is whole."""
+    parts = []
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        parts.append(message.get("body", b""))
+        more = message.get("more_body", False)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+class Direct:
+    """Takes a request to the JSON route with its path; what has none goes to `app`, FastAPI's own way."""
+
+    def __init__(self, app: ASGIApp, routes: Iterable[BaseRoute]) -> None:
+        self.app = app
+        json_routes = [route for route in routes if isinstance(route, JSONRoute) and route.body_field is not None]
+        self.routes = {(method, route.path): route for route in json_routes for method in route.methods or ()}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        route = self.routes.get((scope["method"], scope["path"])) if scope["type"] == "http" else None
+        if route is None:
+            await self.app(scope, receive, send)
+        else:
+            scope["route"] = route
+            await route.answer(scope, receive, send)
 
 
 def native_router() -> APIRouter:

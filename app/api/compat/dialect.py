@@ -4,7 +4,6 @@ Knows no dialect's body. All of them score through `select`, which is one call o
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from functools import cache
@@ -22,7 +21,6 @@ from app.api.score import sigmoid
 from app.engine.engine import ItemScore
 from app.engine.tokenization import Input
 from app.errors import InvalidInputError, RequestError, UnavailableError
-from app.record import note_error
 from app.schemas import ErrorBody
 from app.service import Service
 from app.settings import CompatModel, Settings, Truncation
@@ -66,18 +64,6 @@ class CompatRoute(JSONRoute, ABC):
     @abstractmethod
     def answer_error(error: RequestError) -> Response:
         """The dialect's response to the error."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handler = super().get_route_handler()
-
-        async def handle(request: Request) -> Response:
-            try:
-                return await handler(request)
-            except RequestError as error:
-                note_error(error)
-                return self.answer_error(error)
-
-        return handle
 
 
 def compat_router(route_class: type[CompatRoute]) -> APIRouter:
