@@ -16,6 +16,7 @@ from typing import Generic, TypeVar
 
 import torch
 
+from app.alarms import Alarms
 from app.engine.events import BatchScored, Guarded, RequestEnded, RequestOutcome
 from app.engine.scheduler import Job, Ticket
 from app.engine.sequence import Scored, Sequence
@@ -158,6 +159,8 @@ class Engine(Generic[M]):
         self._tokenizer = TokenizerThread(self._tokenize_slice, self._fail_requests)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._live: set[Request] = set()
+        self._new: list[Request] = []  # of this turn of the event loop
+        self._deadlines: dict[float, Alarms[Request]] = {}  # by their seconds, of which there are few
         self._closed = False
 
     def start(self) -> None:
@@ -222,27 +225,45 @@ class Engine(Generic[M]):
         request = Request(inputs, models, truncation, token_scores, future)
         self._live.add(request)
         outcome: RequestOutcome = "failed"
+        deadlines = self._deadlines_after(deadline_seconds) if deadline_seconds is not None else None
+        if deadlines is not None:
+            deadlines.set(request)
+        self._submit(request)
         try:
-            async with asyncio.timeout(deadline_seconds):
-                self._tokenizer.submit(request)
-                scores = await future
+            scores = await future
             outcome = "scored"
-        except TimeoutError:
-            raise DeadlineExceededError(
-                f"no answer within the deadline of {deadline_seconds:g} s; send less at once, or raise the deadline"
-            ) from None
         except asyncio.CancelledError:
             outcome = "cancelled"
             raise
         finally:
             request.cancelled = True
+            if deadlines is not None:
+                deadlines.clear(request)
             self._live.discard(request)
             seconds = perf_counter() - request.times.submitted
             self.events.request_ended(RequestEnded(outcome, len(inputs), seconds))
         return scores
 
+    def _submit(self, request: Request) -> None:
+        """All requests of one turn of the event loop at once: to wake the tokenizer for each costs as much as its work."""
+        if not self._new:
+            assert self._loop is not None
+            self._loop.call_soon(self._submit_new)
+        self._new.append(request)
+
+    def _submit_new(self) -> None:
+        new, self._new = self._new, []
+        self._tokenizer.submit(new)
+
+    def _deadlines_after(self, seconds: float) -> Alarms[Request]:
+        if seconds not in self._deadlines:
+            late = f"no answer within the deadline of {seconds:g} s; send less at once, or raise the deadline"
+            self._deadlines[seconds] = Alarms(seconds, lambda request: request.fail(DeadlineExceededError(late)))
+        return self._deadlines[seconds]
+
     def _refuse(self, inputs: Many[Input], models: tuple[str, ...], token_scores: bool) -> None:
-        num_waiting = self._tokenizer.num_waiting + sum(d.scheduler.num_waiting_requests for d in self.devices.values())
+        num_waiting = len(self._new) + self._tokenizer.num_waiting
+        num_waiting += sum(device.scheduler.num_waiting_requests for device in self.devices.values())
         if num_waiting >= self.max_waiting_requests:
             raise OverloadedError(f"{num_waiting} requests wait for room in the queue; retry later")
         for name in models:

@@ -56,9 +56,9 @@ class TokenizerThread(threading.Thread, Generic[R]):
     def num_waiting(self) -> int:
         return len(self._requests)
 
-    def submit(self, request: R) -> None:
+    def submit(self, requests: list[R]) -> None:
         with self._changed:
-            self._requests.append(request)
+            self._requests.extend(requests)
             self._changed.notify()
 
     def stop(self) -> None:
