@@ -17,21 +17,25 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from app.outbox import GatheringTransport, Outbox
+
 HEAD_SECONDS = 20.0
 """For the first byte of a connection to the end of a request's head."""
 MAX_HEAD_BYTES = 65536
+FEW = 64
+"""Requests that begin in one turn of the event loop, and that are no crowd when they wait: a turn of some 5 ms."""
 A_TURN = 8
-"""Requests that begin in one turn of the event loop."""
+"""Requests of a crowd that begin in one turn."""
 UNASKED = b"GET "
 """What begins so does not wait for its turn: it is quick, and orchestrators wait for it."""
 
 
 class Turns:
-    """Whose request begins when more have arrived than may begin at once: the oldest, `A_TURN` at a time."""
+    """Whose request begins when more have arrived than may begin at once: the oldest, `A_TURN` at a time in a crowd."""
 
     def __init__(self) -> None:
         self._waiting: deque[Connection] = deque()
-        self._num_left = A_TURN
+        self._num_left = FEW
         self._is_scheduled = False
 
     def take(self, connection: "Connection") -> bool:
@@ -46,11 +50,11 @@ class Turns:
         return False
 
     def _next(self) -> None:
-        self._num_left = A_TURN
-        while self._waiting and self._num_left:
-            self._num_left -= 1
+        num_begun = len(self._waiting) if len(self._waiting) <= FEW else A_TURN
+        for _ in range(num_begun):
             self._waiting.popleft().begin_held()
-        self._is_scheduled = self._num_left < A_TURN
+        self._num_left = FEW - num_begun
+        self._is_scheduled = num_begun > 0
         if self._is_scheduled:
             asyncio.get_running_loop().call_soon(self._next)
 
@@ -58,9 +62,10 @@ class Turns:
 class Connection(HttpToolsProtocol):
     """Knows since when the client owes it the rest of a request, or the reading of an answer."""
 
-    def __init__(self, *args: Any, turns: Turns, **options: Any) -> None:
+    def __init__(self, *args: Any, turns: Turns, outbox: Outbox, **options: Any) -> None:
         super().__init__(*args, **options)
         self._turns = turns
+        self._outbox = outbox
         self._held = b""
         self._owed_since: float | None = time.monotonic()
         self._stalled_since: float | None = None
@@ -68,6 +73,9 @@ class Connection(HttpToolsProtocol):
         self._num_head_bytes = 0
         self._num_begun = 0  # requests, by what was received last
         self._is_between = True  # requests
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # uvicorn's own
+        super().connection_made(GatheringTransport(transport, self._outbox))
 
     def data_received(self, data: bytes) -> None:
         if self._held:  # uvicorn resumes reading when an answer before is done

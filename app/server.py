@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from app.connection import Connection, Turns, sweep
 from app.engine.process import raise_file_limit
 from app.errors import StartError
+from app.outbox import Outbox
 from app.service import Service
 from app.settings import Settings
 
@@ -87,7 +88,7 @@ def listener(settings: Settings, backlog: int) -> socket.socket:
 def config_of(app: FastAPI, **options: Any) -> uvicorn.Config:
     """uvicorn as this service wants it."""
     defaults: dict[str, Any] = {
-        "http": partial(Connection, turns=Turns()),
+        "http": partial(Connection, turns=Turns(), outbox=Outbox()),
         "ws": "none",  # nothing here speaks it
         "log_config": None,  # its lines go the way of ours
         "log_level": "warning",  # a start that fails is one line, and one that succeeds says so itself

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import httpx
 import pytest
 
-from app.connection import A_TURN, MAX_HEAD_BYTES, Connection, Turns
+from app.connection import A_TURN, FEW, MAX_HEAD_BYTES, Connection, Turns
 from tests.api.asking import TEA, ask
 from tests.conftest import Serve
 
@@ -178,22 +178,24 @@ class Begun:
 
 
 def test_requests_that_arrive_together_begin_a_few_at_a_time_the_oldest_first() -> None:
+    count = 2 * FEW + 3 * A_TURN
+
     async def arrive() -> list[int]:
         turns, begun = Turns(), list[int]()
-        for number in range(3 * A_TURN):
+        for number in range(count):
             if turns.take(cast("Connection", Begun(number, begun))):
                 begun.append(number)
         counts = [len(begun)]
-        while len(begun) < 3 * A_TURN:
+        while len(begun) < count:
             await asyncio.sleep(0)
             counts.append(len(begun))
-        assert begun == list(range(3 * A_TURN))
+        assert begun == list(range(count))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         assert turns.take(cast("Connection", Begun(-1, begun)))  # whoever comes alone begins at once
         return sorted(set(counts))
 
-    assert asyncio.run(arrive()) == [A_TURN, 2 * A_TURN, 3 * A_TURN]
+    assert asyncio.run(arrive()) == [*(FEW + i * A_TURN for i in range(4)), count]
 
 
 def test_an_answer_that_takes_its_time_is_not_cut_off(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
