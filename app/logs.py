@@ -11,6 +11,7 @@ import logging
 import os
 import select
 import threading
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -36,6 +37,7 @@ PROBES = frozenset({"/health", "/ready", "/metrics"})
 
 logger = logging.getLogger(__name__)
 requests = logging.getLogger("app.requests")
+PLAIN_LINE = logging.LogRecord(requests.name, logging.INFO, "", 0, "", None, None).__dict__
 
 
 @contextmanager
@@ -66,10 +68,20 @@ def log_request(record: Record, seconds: float) -> None:
     is_fault = record.status >= 500  # noqa: PLR2004 - the server's
     level = logging.WARNING if is_fault else logging.DEBUG if record.route in PROBES else logging.INFO
     if requests.isEnabledFor(level):
-        says = f"{record.method} {record.route} {record.status}"
-        line = logging.LogRecord(requests.name, level, "", 0, says, None, None)
-        line.fields = fields_of(record, seconds)
-        requests.handle(line)
+        requests.handle(RequestLine(level, record, seconds))
+
+
+class RequestLine(logging.LogRecord):
+    """Without what a `LogRecord` finds out of its process, thread and place, which nobody is shown."""
+
+    def __init__(self, level: int, record: Record, seconds: float) -> None:
+        self.__dict__ = PLAIN_LINE | {
+            "levelno": level,
+            "levelname": logging.getLevelName(level),
+            "msg": f"{record.method} {record.route} {record.status}",
+            "created": time.time(),
+            "fields": fields_of(record, seconds),
+        }
 
 
 def fields_of(record: Record, seconds: float) -> dict[str, Any]:
