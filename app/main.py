@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import __version__
 from app.api import admin, compare, errors, ops, ppo_reward, score
@@ -26,6 +26,13 @@ class App(FastAPI):
     """FastAPI within the service's own layers: what has a JSON body does not come as far as FastAPI's."""
 
     service: Service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or self.middleware_stack is None:
+            await super().__call__(scope, receive, send)
+        else:  # FastAPI would read the environment for each request, for telemetry that is ours (`app.tracing`)
+            scope["app"] = self
+            await self.middleware_stack(scope, receive, send)
 
     def build_middleware_stack(self) -> ASGIApp:
         direct = Direct(super().build_middleware_stack(), self.routes)
