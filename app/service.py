@@ -35,6 +35,8 @@ from app.worker import Worker
 
 logger = logging.getLogger(__name__)
 
+GARBAGE_OBJECTS = 20_000
+"""New objects that call for a collection: a request makes hundreds, and next to no circles."""
 CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 4096, 32768
 
 
@@ -141,6 +143,7 @@ class Service:
         # What is loaded stays: without this, every full collection walks all of torch and stops every thread.
         gc.collect()
         gc.freeze()
+        gc.set_threshold(GARBAGE_OBJECTS)
         return engine
 
     def _load(self) -> dict[str, RewardModel]:
