@@ -3,10 +3,10 @@
 Knows neither torch nor the service: the worker process that reads large bodies imports it.
 """
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, to_json
 
 from app.errors import InvalidInputError, InvalidJSONError, RequestError
 from app.wording import first_error, place_of, reason
@@ -22,7 +22,9 @@ def parse(body_type: type[Model], body: bytes) -> Model:
         raise describe(error) from None
 
 
-def write(answer: BaseModel) -> bytes:
+def write(answer: BaseModel | dict[str, Any]) -> bytes:
+    if isinstance(answer, dict):
+        return to_json(answer, inf_nan_mode="null")  # as a model's
     return answer.__pydantic_serializer__.to_json(answer)
 
 

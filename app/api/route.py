@@ -27,7 +27,7 @@ JSON_TYPE = (b"content-type", b"application/json")
 
 
 class JSONRoute(APIRoute):
-    """Calls `endpoint(body, request, service)` with the parsed body; the endpoint returns a model.
+    """Calls `endpoint(body, request, service)` with the parsed body; the endpoint returns a model, or a plain dict of one.
 
     Where there is a body there are neither dependencies to be closed nor an answer to be validated, and what is raised
     on purpose is answered here: so the route is a whole ASGI app, which needs none of the app's layers around it.
