@@ -289,16 +289,16 @@ class Engine(Generic[M]):
         for vocabulary, tokenization in self._tokenizations.items():
             for truncation in dict.fromkeys(request.truncation for request in requests):
                 chosen = [
-                    (request, slot)
+                    (request, named, slot)
                     for request, slots in slices
-                    if request.truncation == truncation and self._names(request, vocabulary)
+                    if request.truncation == truncation and (named := self._names(request.models, vocabulary))
                     for slot in slots
                 ]
-                outcomes = tokenization.encode([request.inputs[slot] for request, slot in chosen], truncation)
-                for (request, slot), outcome in zip(chosen, outcomes, strict=True):
+                outcomes = tokenization.encode([request.inputs[slot] for request, _, slot in chosen], truncation)
+                for (request, named, slot), outcome in zip(chosen, outcomes, strict=True):
                     if isinstance(outcome, Sequence):
-                        for device, named in self._names(request, vocabulary).items():
-                            jobs[device].append(Job(request, slot, outcome, named, vocabulary, request.token_scores))
+                        for device, names in named.items():
+                            jobs[device].append(Job(request, slot, outcome, names, vocabulary, request.token_scores))
                     else:
                         failed.append((request, outcome))
         for request, slots in slices:
@@ -311,10 +311,10 @@ class Engine(Generic[M]):
         wrong = {request for request, _ in failed}
         return [request for request in requests if request.cursor < len(request.inputs) and request not in wrong]
 
-    def _names(self, request: Request, vocabulary: str) -> dict[torch.device, tuple[str, ...]]:
-        """By device, the request's models that read this vocabulary."""
+    def _names(self, models: tuple[str, ...], vocabulary: str) -> dict[torch.device, tuple[str, ...]]:
+        """By device, those of the models that read this vocabulary."""
         named: dict[torch.device, tuple[str, ...]] = {}
-        for name in request.models:
+        for name in models:
             if self._vocabularies[name] == vocabulary:
                 device = self.models[name].device
                 named[device] = (*named.get(device, ()), name)

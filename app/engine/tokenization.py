@@ -68,6 +68,9 @@ class Tokenization:
         self.max_length = max_length
         self.vocab_size = vocab_size
         self.has_template = bool(tokenizer.chat_template)
+        self._bos = (
+            str(tokenizer.bos_token) if tokenizer.bos_token else None
+        )  # looked up once: transformers takes its time
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is not None:  # what the file switches on; transformers' own call switches it off too
             backend.no_truncation()
@@ -149,8 +152,7 @@ class Tokenization:
         return str(text)
 
     def _begins_with_bos(self, text: str) -> bool:
-        bos = self.tokenizer.bos_token
-        return bool(bos) and text.startswith(str(bos))
+        return self._bos is not None and text.startswith(self._bos)
 
     def _finish(self, item: Input, token_ids: list[int], truncation: Truncation, rendered: Rendered | None) -> Sequence:
         if not token_ids:
