@@ -35,7 +35,7 @@ from app.worker import Worker
 
 logger = logging.getLogger(__name__)
 
-GARBAGE_OBJECTS = 20_000
+GARBAGE_OBJECTS = 5_000
 """New objects that call for a collection: a request makes hundreds, and next to no circles."""
 CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 4096, 32768
 
