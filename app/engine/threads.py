@@ -171,18 +171,20 @@ def score_with(model: Model, batch: Many[Job]) -> list[Outcome]:
     jobs = [job for job in batch if model.name in job.models and not job.ticket.cancelled]
     if not jobs:
         return []
+    scored: Many[Scored] = ()
     try:
         scored = model.score([job.sequence for job in jobs], [job.token_scores for job in jobs])
     except Exception as error:
-        if is_out_of_memory(error) and len(jobs) > 1:
-            logger.warning("out of memory with %d sequences: trying again in halves", len(jobs))
-            free_memory(model.device)
-            half = len(jobs) // 2
-            return [*score_with(model, jobs[:half]), *score_with(model, jobs[half:])]
-        why = one_line(error)  # of a forward, which knows no text: that may be said
-        logger.exception("the %s model failed a batch of %d sequences: %s", model.name, len(jobs), why)
-        failed = InferenceFailedError(f"the {model.name} model failed: {why}")
-        return [(job, model.name, failed) for job in jobs]
+        if not is_out_of_memory(error) or len(jobs) == 1:
+            why = one_line(error)  # of a forward, which knows no text: that may be said
+            logger.exception("the %s model failed a batch of %d sequences: %s", model.name, len(jobs), why)
+            failed = InferenceFailedError(f"the {model.name} model failed: {why}")
+            return [(job, model.name, failed) for job in jobs]
+    if not scored:  # not sooner: the error's traceback holds the tensors of the forward that failed
+        logger.warning("out of memory with %d sequences: trying again in halves", len(jobs))
+        free_memory(model.device)
+        half = len(jobs) // 2
+        return [*score_with(model, jobs[:half]), *score_with(model, jobs[half:])]
     if len(jobs) > 1 and (odd := [job for job, result in zip(jobs, scored, strict=True) if not isfinite(result.score)]):
         # A masked key weighs 0, and 0 times infinity is NaN: only alone does a score say that it is its own fault.
         sound = [(job, model.name, result) for job, result in zip(jobs, scored, strict=True) if isfinite(result.score)]

@@ -3,6 +3,7 @@
 import asyncio
 import math
 import threading
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from collections.abc import Sequence as Many
 from contextlib import asynccontextmanager
@@ -158,6 +159,21 @@ def test_out_of_memory_splits_the_batch_and_tries_again() -> None:
     answer = with_engine(lambda engine: engine.score([ids(i) for i in range(10, 30)]), model)
     assert scores_of(answer) == list(range(10, 30))
     assert max(model.batches) <= 3
+
+
+def test_what_a_failed_forward_held_is_free_before_the_halves_are_tried() -> None:
+    held: list[weakref.ref[torch.Tensor]] = []
+
+    class Hungry(FakeModel):
+        def score(self, sequences: Many[Sequence], token_scores: Many[bool]) -> list[Scored]:
+            assert all(tensor() is None for tensor in held)
+            working_memory = torch.zeros(1)
+            held.append(weakref.ref(working_memory))
+            return super().score(sequences, token_scores)
+
+    answer = with_engine(lambda engine: engine.score([ids(i) for i in range(10, 30)]), Hungry(fits=3))
+    assert scores_of(answer) == list(range(10, 30))
+    assert len(held) > 2
 
 
 def test_one_sequence_that_does_not_fit_alone_fails() -> None:
