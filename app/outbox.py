@@ -7,6 +7,9 @@ packets for an answer of 300 bytes, and a client that is woken for its head alon
 import asyncio
 from typing import Any
 
+MAX_GATHERED_BYTES = 65536
+"""More is sent at once, so that who writes a large answer piece by piece hears when its client does not keep up."""
+
 
 class Outbox:
     """Those of all connections that have something to send."""
@@ -33,14 +36,18 @@ class GatheringTransport(asyncio.Transport):
         self._transport = transport
         self._outbox = outbox
         self._written: list[bytes | bytearray | memoryview] = []
+        self._num_bytes = 0
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         if not self._written:
             self._outbox.add(self)
         self._written.append(data)
+        self._num_bytes += len(data)
+        if self._num_bytes > MAX_GATHERED_BYTES:
+            self.flush()
 
     def flush(self) -> None:
-        written, self._written = self._written, []
+        written, self._written, self._num_bytes = self._written, [], 0
         if written and not self._transport.is_closing():
             self._transport.writelines(written)
 
