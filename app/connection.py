@@ -51,12 +51,12 @@ class Turns:
 
     def _next(self) -> None:
         num_begun = len(self._waiting) if len(self._waiting) <= FEW else A_TURN
-        for _ in range(num_begun):
-            self._waiting.popleft().begin_held()
         self._num_left = FEW - num_begun
         self._is_scheduled = num_begun > 0
-        if self._is_scheduled:
+        if self._is_scheduled:  # before they begin: a fault in one must not keep the others for ever
             asyncio.get_running_loop().call_soon(self._next)
+        for _ in range(num_begun):
+            self._waiting.popleft().begin_held()
 
 
 class Connection(HttpToolsProtocol):
@@ -82,6 +82,7 @@ class Connection(HttpToolsProtocol):
             self._held += data
         elif self._in_head and not data.startswith(UNASKED) and not self._turns.take(self):
             self.transport.pause_reading()
+            self._unset_keepalive_if_required()  # it is idle no more
             self._held = data
         else:
             self._feed(data)
@@ -140,7 +141,9 @@ class Connection(HttpToolsProtocol):
         if self._in_head:
             may_answer = self._num_head_bytes > 0 and (self.cycle is None or self.cycle.response_complete)
         else:
-            may_answer = not self.cycle.response_started
+            may_answer = (
+                not self.cycle.response_started and not self.pipeline
+            )  # the one before it is to be answered first
         if may_answer:
             body = json.dumps({"error": {"code": code, "message": message}}).encode()
             head = (

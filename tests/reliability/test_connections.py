@@ -13,8 +13,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 import httpx
 import pytest
+from fastapi import FastAPI
+from uvicorn.server import ServerState
 
 from app.connection import A_TURN, FEW, MAX_HEAD_BYTES, Connection, Turns
+from app.outbox import Outbox
+from app.server import config_of
 from tests.api.asking import TEA, ask
 from tests.conftest import Serve
 
@@ -196,6 +200,33 @@ def test_requests_that_arrive_together_begin_a_few_at_a_time_the_oldest_first() 
         return sorted(set(counts))
 
     assert asyncio.run(arrive()) == [*(FEW + i * A_TURN for i in range(4)), count]
+
+
+class Idle(asyncio.Transport):
+    """The transport of a connection that nobody has asked anything yet."""
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:  # noqa: ARG002 - asyncio's signature
+        return default
+
+    def is_closing(self) -> bool:
+        return False
+
+    def pause_reading(self) -> None:
+        pass
+
+
+def test_a_request_that_waits_for_its_turn_is_not_closed_as_an_idle_connection() -> None:
+    async def hold() -> bool:
+        turns = Turns()
+        for number in range(FEW):
+            turns.take(cast("Connection", Begun(number, [])))
+        connection = Connection(config_of(FastAPI()), ServerState(), {}, turns=turns, outbox=Outbox())
+        connection.connection_made(Idle())
+        timer = connection.timeout_keep_alive_task = asyncio.get_running_loop().call_later(60, lambda: None)
+        connection.data_received(head())
+        return timer.cancelled()
+
+    assert asyncio.run(hold())
 
 
 def test_an_answer_that_takes_its_time_is_not_cut_off(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
