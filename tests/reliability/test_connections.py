@@ -205,11 +205,13 @@ def test_requests_that_arrive_together_begin_a_few_at_a_time_the_oldest_first() 
 class Idle(asyncio.Transport):
     """The transport of a connection that nobody has asked anything yet."""
 
+    closed = False
+
     def get_extra_info(self, name: str, default: Any = None) -> Any:  # noqa: ARG002 - asyncio's signature
         return default
 
     def is_closing(self) -> bool:
-        return False
+        return self.closed
 
     def pause_reading(self) -> None:
         pass
@@ -221,9 +223,11 @@ def test_a_request_that_waits_for_its_turn_is_not_closed_as_an_idle_connection()
         for number in range(FEW):
             turns.take(cast("Connection", Begun(number, [])))
         connection = Connection(config_of(FastAPI()), ServerState(), {}, turns=turns, outbox=Outbox())
-        connection.connection_made(Idle())
+        transport = Idle()
+        connection.connection_made(transport)
         timer = connection.timeout_keep_alive_task = asyncio.get_running_loop().call_later(60, lambda: None)
         connection.data_received(head())
+        transport.closed = True
         return timer.cancelled()
 
     assert asyncio.run(hold())
