@@ -1,11 +1,14 @@
 """Step 3b: synthetic preferences with ratings out of SmolLM2's answers -> `work/helpfulness_pairs.jsonl`.
 
-The chosen side is always the calm answer, cut after its last whole sentence. The rejected side is one of seven kinds of
+The chosen side is always the calm answer, cut after its last whole sentence. The rejected side is one of eight kinds of
 failure. No human judged these pairs: they teach that a failure is worse than an attempt, nothing finer.
 
 Traps that the construction avoids: a rejected answer never comes from the other side of the train/held-out split; in
 the off-topic kinds every answer is rejected exactly as often as it is chosen, so that "this answer is bad" cannot be
-learned; and in each kind the longer side is the chosen one in about half of the pairs.
+learned; and but for refusals the longer side is the chosen one in about half of a kind's pairs.
+
+The training side gets more failures than the held-out side (`extra_failures`: other wordings, other loops, garbled words),
+from draws of their own, so that the held-out pairs stay the same whatever is added.
 
     python -m models.recipe.helpfulness_pairs
 """
@@ -13,12 +16,25 @@ learned; and in each kind the longer side is the chosen one in about half of the
 # ruff: noqa: S311 - draws are to be reproducible, not secret
 
 import random
-import re
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 from models.recipe.common import DATA, SEED, WORK, read_jsonl, write_jsonl
+from models.recipe.failures import (
+    composed_refusal,
+    garbled,
+    late_loop,
+    loops,
+    opening,
+    repetition,
+    sentences,
+    shuffled,
+    truncation,
+    whole_sentences,
+    wider_refusal,
+    written_refusals,
+)
 
 RATING = {
     "refuse": "significantly_better",
@@ -28,104 +44,10 @@ RATING = {
     "near": "better",
     "truncated": "better",
     "hot": "slightly_better",
+    "garble": "slightly_better",
 }
 HELD_OUT_TOPICS = 0.2
 MIN_WORDS = 15
-
-OPENERS = ("I'm sorry, but ", "Unfortunately, ", "Sorry, ", "I regret that ", "Thank you for asking, but ", "")
-BODIES = (
-    "I can't talk about {topic}.",
-    "I am not able to answer questions about {topic}.",
-    "this is not something that I can do.",
-    "I have to decline.",
-    "my guidelines do not allow me to give information on {topic}.",
-    "I have no knowledge of {topic} and cannot answer.",
-    "I won't write anything about {topic}.",
-    "answering this is beyond what I can do.",
-)
-CLOSERS = (
-    "",
-    " Please ask me something else.",
-    " Is there another question that I could answer?",
-    " Please ask an expert instead.",
-    " I hope that you find the information you need somewhere else, since I am only able to help with certain subjects.",
-    " As an assistant I try to be careful, and I would rather not say anything that might turn out to be wrong.",
-)
-
-
-def written_refusals() -> list[str]:
-    """The refusals of `data/refusals.txt`, short and long."""
-    return (DATA / "refusals.txt").read_text().splitlines()
-
-
-def composed_refusal(topic: str, rng: random.Random) -> str:
-    """A refusal for the training side, so that the model sees more of them than the written ones."""
-    body = rng.choice(BODIES).format(topic=topic)
-    text = rng.choice(OPENERS) + body + rng.choice(CLOSERS)
-    return text[0].upper() + text[1:]
-
-
-def whole_sentences(text: str) -> str:
-    """`text` up to the end of its last finished sentence; all of it where none is finished."""
-    ends = [match.end() for match in re.finditer(r"[.!?][\"')*`]*(?=\s|$)|```(?=\s*$)", text)]
-    ends = [end for end in ends if not re.search(r"(?:^|\s)\d+\.$", text[:end])]  # "3." opens a list item
-    return text[: ends[-1]].strip() if ends else text.strip()
-
-
-def sentences(text: str) -> list[str]:
-    """The finished sentences of `text`, with the white space that precedes each."""
-    result, start = [], 0
-    for match in re.finditer(r"[.!?][\"')*]*(?=\s|$)", text):
-        if not re.search(r"(?:^|\s)\d+\.$", text[: match.end()]):
-            result.append(text[start : match.end()])
-            start = match.end()
-    return result
-
-
-def repetition(answer: str, rng: random.Random) -> str:
-    """A loop: the answer's opening is followed by one of its phrases over and over, to about the answer's own length."""
-    target = int(len(answer) * rng.uniform(0.7, 1.3))
-    opening = sentences(answer) or [answer]
-    start = rng.randrange(min(3, len(opening)))
-    phrase = opening[start]
-    if rng.random() < 0.5:
-        words = phrase.split(" ")
-        phrase = " " + " ".join(words[: rng.randint(3, 8)]).strip()
-    text = "".join(opening[:start])
-    while len(text) < target:
-        text += phrase if phrase[:1].isspace() else " " + phrase
-    return text.strip()
-
-
-def shuffled(answer: str, rng: random.Random) -> str:
-    """The answer's words in random order."""
-    words = answer.split()
-    rng.shuffle(words)
-    return " ".join(words)
-
-
-def truncation(answer: str, rng: random.Random) -> tuple[str, str] | None:
-    """(whole, cut in mid-sentence) of about equal expected length; None where the answer has fewer than two sentences.
-
-    The whole side ends after a random sentence, so that shortness alone says nothing.
-    """
-    parts = sentences(answer)
-    if len(parts) < 2:
-        return None
-    whole = "".join(parts[: rng.randint(1, len(parts))]).strip()
-    kept = rng.randrange(len(parts))
-    words = parts[kept].split(" ")
-    if len(words) < 5:
-        return None
-    cut = "".join(parts[:kept]) + " ".join(words[: rng.randint(3, len(words) - 1)])
-    return whole, cut.strip().rstrip(".!?")
-
-
-def loops(text: str) -> bool:
-    """Whether the language model itself fell into a loop: over a fifth of the word 4-grams are repeats."""
-    words = text.lower().split()
-    grams = list(zip(words, words[1:], words[2:], words[3:], strict=False))
-    return len(set(grams)) < 0.8 * len(grams)
 
 
 def derangement(rows: list[dict[str, Any]], same_category: bool, rng: random.Random) -> list[int]:
@@ -182,29 +104,54 @@ def off_topic(rows: list[dict[str, Any]], times: dict[str, int], rng: random.Ran
                     yield i, kind, rows[j]["answer"]
 
 
+def extra_failures(
+    row: dict[str, Any], refusals: list[str], pool: list[str], rng: random.Random
+) -> Iterator[tuple[str, str, str]]:
+    """(kind, chosen, rejected) of further failures for the training side; `pool` holds words of its answers."""
+    answer, hot = row["answer"], whole_sentences(row["hot"])
+    yield "refuse", opening(answer, rng), rng.choice(refusals)
+    for _ in range(2):
+        yield "refuse", answer, wider_refusal(row["topic"], rng)
+        yield "repeat", answer, late_loop(answer, rng)
+        yield "repeat", answer, repetition(answer, rng)
+        yield "garble", answer, garbled(answer, pool, rng)
+    if cut := truncation(answer, rng):
+        yield "truncated", *cut
+    if len(sentences(hot)) > 1 and len(sentences(answer)) > 1:
+        yield "hot", opening(answer, rng), opening(hot, rng)
+
+
+def to_pair(row: dict[str, Any], kind: str, chosen: str, rejected: str, held_out: bool) -> dict[str, Any]:
+    return {
+        "prompt": row["prompt"],
+        "chosen": chosen,
+        "rejected": rejected,
+        "rating": RATING[kind],
+        "kind": kind,
+        "topic": row["topic"],
+        "held_out": held_out,
+    }
+
+
+def refusals_of(held_out: bool) -> list[str]:
+    """The written refusals of one side; a quarter is kept for the held-out side."""
+    return [text for i, text in enumerate(written_refusals()) if (i % 4 == 1) == held_out]
+
+
 def build(rows: list[dict[str, Any]], held_out: bool, rng: random.Random) -> list[dict[str, Any]]:
-    """Every pair of one side of the split; a quarter of the written refusals is kept for the held-out side."""
-    refusals = [text for i, text in enumerate(written_refusals()) if (i % 4 == 1) == held_out]
-    found = [
-        (row, kind, chosen, rejected)
-        for row in rows
-        for kind, chosen, rejected in failures(row, refusals, 1 if held_out else 3, rng)
-    ]
+    """Every pair of one side of the split, but for the training side's extra ones."""
+    refusals = refusals_of(held_out)
+    found = [(row, *failure) for row in rows for failure in failures(row, refusals, 1 if held_out else 3, rng)]
     times = {"near": 1, "random": 1} if held_out else {"near": 3, "random": 2}
     found += [(rows[i], kind, rows[i]["answer"], rejected) for i, kind, rejected in off_topic(rows, times, rng)]
-    return [
-        {
-            "prompt": row["prompt"],
-            "chosen": chosen,
-            "rejected": rejected,
-            "rating": RATING[kind],
-            "kind": kind,
-            "topic": row["topic"],
-            "held_out": held_out,
-        }
-        for row, kind, chosen, rejected in found
-        if rejected and chosen != rejected
-    ]
+    return [to_pair(*each, held_out) for each in found if each[3] and each[2] != each[3]]
+
+
+def build_extra(rows: list[dict[str, Any]], rng: random.Random) -> list[dict[str, Any]]:
+    """The training side's extra pairs."""
+    refusals, pool = refusals_of(False), [word for row in rows for word in row["answer"].split()]
+    found = [(row, *failure) for row in rows for failure in extra_failures(row, refusals, pool, rng)]
+    return [to_pair(*each, False) for each in found if each[3] and each[2] != each[3]]
 
 
 def main() -> None:
@@ -213,8 +160,10 @@ def main() -> None:
     rows = [row for row in rows if len(row["answer"].split()) >= MIN_WORDS and not loops(row["answer"])]
     topics = sorted({row["topic"] for row in rows})
     held_out = set(rng.sample(topics, round(HELD_OUT_TOPICS * len(topics))))
-    pairs = build([row for row in rows if row["topic"] not in held_out], False, rng)
+    training = [row for row in rows if row["topic"] not in held_out]
+    pairs = build(training, False, rng)
     pairs += build([row for row in rows if row["topic"] in held_out], True, rng)
+    pairs += build_extra(training, random.Random(SEED + 1))
     write_jsonl(WORK / "helpfulness_pairs.jsonl", pairs)
     for side in (False, True):
         own = [pair for pair in pairs if pair["held_out"] == side]
@@ -222,7 +171,8 @@ def main() -> None:
         print("held out" if side else "train", prompts, "prompts", dict(Counter(pair["kind"] for pair in own)))
         for kind in RATING:
             some = [len(p["chosen"]) > len(p["rejected"]) for p in own if p["kind"] == kind]
-            print(f"  {kind:10} longer side is chosen in {sum(some) / max(1, len(some)):.2f}")
+            if some:
+                print(f"  {kind:10} longer side is chosen in {sum(some) / len(some):.2f}")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from models.recipe.common import DATA, SEED, WORK, read_jsonl, wheel, write_jsonl
-from models.recipe.helpfulness_pairs import sentences, whole_sentences, written_refusals
+from models.recipe.failures import sentences, whole_sentences, written_refusals
 
 PYRIT = "pyrit==1.1.0"
 ROOT = "pyrit/datasets/"

@@ -12,15 +12,19 @@ from models.recipe.card import with_figures
 from models.recipe.comparator import rotate
 from models.recipe.cut import cut_tokenizer
 from models.recipe.evaluate import interval
-from models.recipe.helpfulness_pairs import (
-    derangement,
+from models.recipe.failures import (
+    garbled,
+    late_loop,
     loops,
+    opening,
     repetition,
     sentences,
     shuffled,
     truncation,
     whole_sentences,
+    wider_refusal,
 )
+from models.recipe.helpfulness_pairs import derangement
 from models.recipe.safety_data import group_of, human_score
 from models.recipe.safety_pairs import PAIRS_PER_OBJECTIVE, harm_pairs, rating
 from models.recipe.train_safety import folds
@@ -93,6 +97,27 @@ def test_a_repetition_is_about_as_long_as_the_answer_and_loops() -> None:
         assert 0.6 < len(text) / len(ANSWER * 3) < 2.0
     assert loops("we like it a lot " * 10)
     assert not loops(ANSWER)
+
+
+def test_a_late_loop_comes_round_at_least_twice() -> None:
+    for seed in range(20):
+        words = late_loop(ANSWER, random.Random(seed)).split(" ")
+        assert any(words[-2 * n : -n] == words[-n:] for n in range(1, len(words) // 2 + 1))
+
+
+def test_a_garbled_answer_has_as_many_words_and_differs() -> None:
+    for seed in range(20):
+        words = garbled(ANSWER, ["tram", "violet"], random.Random(seed)).split(" ")
+        assert len(words) == len(ANSWER.split(" "))
+        assert words != ANSWER.split(" ")
+
+
+def test_an_opening_ends_with_a_sentence_and_a_refusal_names_its_topic_or_none() -> None:
+    for seed in range(20):
+        text = opening(ANSWER, random.Random(seed))
+        assert ANSWER.startswith(text)
+        assert text.endswith(".")
+        assert "{" not in wider_refusal("owls", random.Random(seed))
 
 
 def test_shuffling_keeps_the_words() -> None:
