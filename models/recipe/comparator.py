@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from models.recipe.common import fast_products
 from models.recipe.cut import PROMPT, RESPONSE
 from models.recipe.trunk_states import rms_norm
 
@@ -108,7 +109,7 @@ def score_last_position(model: Any, states: Tensor, lengths: Tensor) -> Tensor:
     """Scores (batch,) from the last layer's inputs (batch, tokens, hidden), right padded.
 
     Only the last position's query, output and MLP are computed; the score needs no other. Equals transformers' forward but
-    for keys and values in bf16.
+    for keys and values, which may be in bf16.
     """
     layer, config = model.model.layers[-1], model.config
     attention, size = layer.self_attn, config.head_dim
@@ -118,7 +119,7 @@ def score_last_position(model: Any, states: Tensor, lengths: Tensor) -> Tensor:
     normalised = layer.input_layernorm(states)
     shape = (batch, num_tokens, config.num_key_value_heads, size)
     query = attention.q_proj(normalised[index, last]).view(batch, config.num_attention_heads, 1, size)
-    with torch.autocast("cpu", torch.bfloat16):  # nearly all of the work, since only these are of every token
+    with fast_products():  # nearly all of the work, since only these are of every token
         key, value = attention.k_proj(normalised), attention.v_proj(normalised)
     key = key.float().view(shape).transpose(1, 2)  # (batch, groups, tokens, size)
     value = value.float().view(shape).transpose(1, 2)
