@@ -26,6 +26,9 @@ from app.engine.sequence import Scored, Sequence
 from app.engine.tokenization import Tokenization
 
 Path = Literal["packed", "padded", "single"]
+SMALL_FORWARD_FLOPS = 5e8
+"""A forward with fewer, of a few milliseconds, runs on one thread. With more, every operation would end by waiting for a
+core that the event loop, the tokenizer or a client on the same machine has just then."""
 
 
 @dataclass(slots=True)
@@ -58,6 +61,7 @@ class RewardModel:
         longest = min(checkpoint.max_length, max_length or checkpoint.max_length)
         self.tokenization = Tokenization(checkpoint.tokenizer, longest, checkpoint.vocab_size)
         self.row_multiple = 64
+        self.small_forward_flops = SMALL_FORWARD_FLOPS
         self.facts = Facts("single", "not tested yet")
 
     def score(self, sequences: Many[Sequence], token_scores: Many[bool] | None = None) -> list[Scored]:
@@ -71,8 +75,27 @@ class RewardModel:
             "padded": self._score_padded,
             "single": self._score_single,
         }
-        with torch.inference_mode():
+        with torch.inference_mode(), self._threads(sum(sequence.num_tokens for sequence in sequences)):
             return paths[self.facts.path](sequences, wanted)
+
+    @contextmanager
+    def _threads(self, num_tokens: int) -> Iterator[None]:
+        """One thread for as long as the context lasts where a forward of that many tokens is small."""
+        num_threads = torch.get_num_threads()
+        if num_threads == 1 or num_tokens * self._flops_per_token >= self.small_forward_flops:
+            yield
+            return
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(num_threads)
+
+    @cached_property
+    def _flops_per_token(self) -> int:
+        """Of the products with the trunk's matrices; attention's own are left out."""
+        tables = {id(module.weight) for module in self.trunk.modules() if isinstance(module, nn.Embedding)}
+        return sum(2 * each.numel() for each in self.trunk.parameters() if each.ndim > 1 and id(each) not in tables)
 
     def oracle(self, sequence: Sequence) -> float:
         """transformers' own forward on the one unpadded sequence."""

@@ -5,6 +5,7 @@ a prefix of another, two that are equal. What a short test cannot see (an encodi
 of the row) is on a list.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 
 from app.engine.refusals import one_line
-from app.engine.reward_model import Facts, RewardModel
+from app.engine.reward_model import SMALL_FORWARD_FLOPS, Facts, RewardModel
 from app.engine.sequence import Sequence
 from app.errors import ModelRefusedError
 
@@ -106,10 +107,18 @@ def set_row_multiple(model: RewardModel, sequences: list[Sequence]) -> None:
 
 
 def is_batch_invariant(model: RewardModel, sequences: list[Sequence]) -> bool:
-    """Whether a score is the same to the bit alone, in the whole batch and in a part of it. Not promised elsewhere."""
+    """Whether a score is the same to the bit alone on one thread, and in the whole batch and in a part of it on all.
+
+    Not promised elsewhere.
+    """
     if model.facts.path != "packed" or model.device.type != "cpu" or model.dtype != torch.float32:
         return False
-    together = [scored.score for scored in model.score(sequences)]
-    reversed_part = [scored.score for scored in model.score(sequences[4::-1])][::-1]
-    alone = [model.score([sequence])[0].score for sequence in sequences]
+    try:
+        model.small_forward_flops = 0
+        together = [scored.score for scored in model.score(sequences)]
+        reversed_part = [scored.score for scored in model.score(sequences[4::-1])][::-1]
+        model.small_forward_flops = math.inf
+        alone = [model.score([sequence])[0].score for sequence in sequences]
+    finally:
+        model.small_forward_flops = SMALL_FORWARD_FLOPS
     return together == alone and reversed_part == alone[:5]

@@ -101,6 +101,28 @@ def test_a_score_is_the_same_to_the_bit_in_any_company(
             assert [s.score for s in model.score([sequences[i] for i in part])] == [alone[i] for i in part]
 
 
+def test_a_small_forward_runs_on_one_thread_and_a_large_one_on_all_with_the_same_bits(
+    models: dict[str, RewardModel],
+) -> None:
+    model = models["llama"]
+    sequences = [Sequence.of(list(range(5, 5 + n))) for n in (3, 40, 90)]
+    num_threads: list[int] = []
+    hook = model.trunk.register_forward_pre_hook(lambda *_: num_threads.append(torch.get_num_threads()))
+    before, limit = torch.get_num_threads(), model.small_forward_flops
+    torch.set_num_threads(2)
+    try:
+        small = model.score(sequences)
+        model.small_forward_flops = 0
+        large = model.score(sequences)
+        assert torch.get_num_threads() == 2
+    finally:
+        hook.remove()
+        model.small_forward_flops = limit
+        torch.set_num_threads(before)
+    assert num_threads == [1, 2]
+    assert [scored.score for scored in small] == [scored.score for scored in large]
+
+
 @PER_EXAMPLE
 @given(sequences=forests(max_sequences=4, max_length=150), data=st.data())
 def test_token_scores_are_the_scores_of_the_prefixes_and_change_no_other_bit(
