@@ -141,9 +141,8 @@ class Connection(HttpToolsProtocol):
         if self._in_head:
             may_answer = self._num_head_bytes > 0 and (self.cycle is None or self.cycle.response_complete)
         else:
-            may_answer = (
-                not self.cycle.response_started and not self.pipeline
-            )  # the one before it is to be answered first
+            # Behind others, the one before it is to be answered first.
+            may_answer = not self.cycle.response_started and not self.pipeline
         if may_answer:
             body = json.dumps({"error": {"code": code, "message": message}}).encode()
             head = (

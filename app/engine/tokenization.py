@@ -68,9 +68,8 @@ class Tokenization:
         self.max_length = max_length
         self.vocab_size = vocab_size
         self.has_template = bool(tokenizer.chat_template)
-        self._bos = (
-            str(tokenizer.bos_token) if tokenizer.bos_token else None
-        )  # looked up once: transformers takes its time
+        # Looked up once: transformers takes its time.
+        self._bos = str(tokenizer.bos_token) if tokenizer.bos_token else None
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is not None:  # what the file switches on; transformers' own call switches it off too
             backend.no_truncation()
