@@ -2,12 +2,9 @@
 
 import asyncio
 import json
-import os
-import re
 import signal
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,22 +26,7 @@ from app.settings import Settings
 from tests.api.asking import TEA, assert_error
 from tests.engine.test_loading import causal, nan_weight, no_head, only_bin, two_labels
 from tests.models import make_model
-
-COMMAND = [sys.executable, "-c", "import sys; from app.cli import main; sys.exit(main())", "serve", "--port", "0"]
-
-
-def environment(**variables: str) -> dict[str, str]:
-    """Of this process, without the developer's own settings, and with no way to the hub."""
-    kept = {name: value for name, value in os.environ.items() if not name.upper().startswith("REWARD_")}
-    root = Path(__file__).resolve().parent.parent
-    return kept | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"} | variables
-
-
-def started(directory: Path, *flags: str, **variables: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen(  # noqa: S603 - our own command
-        [*COMMAND, *flags], cwd=directory, env=environment(**variables), stderr=subprocess.PIPE, text=True
-    )
-
+from tests.processes import SERVE, environment, running, url_from
 
 REFUSED = {
     "random head": (no_head, "lacks weights (score.weight)"),
@@ -101,7 +83,8 @@ def assert_one_line(said: str, says: str) -> None:
 
 
 def test_a_hub_id_that_cannot_be_reached_ends_the_process_with_one_line(tmp_path: Path) -> None:
-    with started(tmp_path, "--safety-model", "hf:org/name", "--helpfulness-model", "") as process:
+    models = ["--safety-model", "hf:org/name", "--helpfulness-model", ""]
+    with running([*SERVE, *models], cwd=tmp_path, stderr=subprocess.PIPE) as process:
         said = process.communicate(timeout=120)[1]
     assert process.returncode == 1
     assert_one_line(said, "hf:org/name cannot be loaded")
@@ -112,9 +95,8 @@ def test_sigterm_under_load_answers_what_was_accepted_and_exits_zero(
 ) -> None:
     models = {"REWARD_SAFETY_MODEL": str(safety_dir), "REWARD_HELPFULNESS_MODEL": str(helpfulness_dir)}
     body = {"items": [{"text": f"{n} " * 100} for n in range(16)]}
-    with started(tmp_path, **models) as process:
-        assert process.stderr is not None
-        url = next(match[1] for line in process.stderr if (match := re.search(r"ready on (\S+),", line)))
+    with running(SERVE, cwd=tmp_path, env=environment(**models), stderr=subprocess.PIPE) as process:
+        url = url_from(process)
         answers: list[httpx.Response] = []
         signalled = threading.Event()
 
@@ -132,6 +114,7 @@ def test_sigterm_under_load_answers_what_was_accepted_and_exits_zero(
         with ThreadPoolExecutor(4) as pool, httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
             for worker in [pool.submit(ask_until_refused, client) for _ in range(4)]:
                 worker.result(timeout=90)
+        assert process.stderr is not None
         rest = process.stderr.read()
         assert process.wait(timeout=60) == 0, rest
     assert "Traceback" not in rest

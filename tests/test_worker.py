@@ -12,6 +12,7 @@ from app.api.bodies import parse
 from app.errors import InvalidInputError
 from app.schemas import PPORequest
 from app.worker import Worker
+from tests.processes import running
 
 
 def with_worker(use: Any) -> Any:
@@ -70,7 +71,8 @@ def test_a_service_that_is_killed_leaves_no_orphan() -> None:
         "    print(asyncio.run(worker.run(os.getpid)), flush=True)\n"
         "    time.sleep(60)\n"
     )
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:  # noqa: S603 - our own script
+    command = [sys.executable, "-c", script]
+    with running(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None
         pid = int(process.stdout.readline())
         worker = os.pidfd_open(pid)

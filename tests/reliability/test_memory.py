@@ -8,7 +8,8 @@ import pytest
 
 from tests.api.asking import ask
 from tests.models import make_model
-from tests.reliability.test_process import client_of, free_port, process
+from tests.processes import free_port
+from tests.reliability.test_process import client_of, process
 
 WIDE, NUM_TEXTS = 8192, 16
 """A value of the MLP takes 32 KiB a token: 70 MB for the batch's 2,150 tokens, of which a forward holds three."""

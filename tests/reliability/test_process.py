@@ -1,16 +1,14 @@
 """What happens to processes: they are killed, their disk is full, nobody reads their log, their files change."""
 
 import os
-import re
 import resource
 import signal
 import socket
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,36 +19,23 @@ from reward_client import RewardClient
 from reward_client.exchange import Retry
 from tests.api.asking import LOCK, TEA, ask
 from tests.models import make_model
-from tests.test_server import COMMAND, environment
+from tests.processes import SERVE, environment, free_port, read_on, running, url_from
 
 FULL = Path("/dev/full")
 
 
-@contextmanager
 def process(
     directory: Path, *flags: str, stderr: int | IO[bytes], **options: Any
-) -> Iterator["subprocess.Popen[bytes]"]:
-    """The service on the checkpoint in `directory`; killed at the end, if it is still there."""
+) -> AbstractContextManager["subprocess.Popen[str]"]:
+    """The service on the checkpoint in `directory`."""
     models = {"REWARD_SAFETY_MODEL": "", "REWARD_HELPFULNESS_MODEL": str(directory)}
-    with subprocess.Popen([*COMMAND, *flags], env=environment(**models), stderr=stderr, **options) as started:  # noqa: S603
-        try:
-            yield started
-        finally:
-            started.kill()
+    return running([*SERVE, *flags], env=environment(**models), stderr=stderr, **options)
 
 
-def url_from(started: "subprocess.Popen[bytes]") -> str:
-    """Of the line that says it is ready; what it logs later is read and dropped."""
-    log = started.stderr
-    assert log is not None
-    url = next(match[1].decode() for line in log if (match := re.search(rb"ready on (http://[\w.:]+)", line)))
-    threading.Thread(target=log.read, daemon=True).start()
+def address(started: "subprocess.Popen[str]") -> str:
+    url = url_from(started)
+    read_on(started)
     return url
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 @contextmanager
@@ -70,7 +55,7 @@ def test_a_client_that_retries_loses_nothing_when_the_process_is_killed_and_rest
     flags = ("--port", str(free_port()))
     items = [{"text": f"text number {i}"} for i in range(40)]
     with ThreadPoolExecutor(8) as pool, process(directory, *flags, stderr=subprocess.PIPE) as first:
-        url = url_from(first)
+        url = address(first)
         with RewardClient(url, retry=Retry(max_attempts=1000, max_seconds=1.0)) as client:
             alone = [client.score([item]) for item in items]
             asked = [pool.submit(client.score, [items[i % 40]]) for i in range(400)]
@@ -113,7 +98,7 @@ def test_a_log_that_nobody_reads_disturbs_nobody(tmp_path: Path) -> None:
 
 def test_a_checkpoint_that_is_cut_off_or_deleted_on_disk_serves_on(tmp_path: Path) -> None:
     directory = make_model(tmp_path, seed=4)
-    with process(directory, stderr=subprocess.PIPE) as running, client_of(url_from(running)) as client:
+    with process(directory, stderr=subprocess.PIPE) as running, client_of(address(running)) as client:
         before = ask(client, "/score", {"items": [TEA, LOCK]})["results"]
         os.truncate(directory / "model.safetensors", 100)
         assert ask(client, "/score", {"items": [TEA, LOCK]})["results"] == before
@@ -128,7 +113,7 @@ def test_the_soft_limit_of_open_files_is_raised_to_the_hard_one(tmp_path: Path) 
 
     with (
         process(make_model(tmp_path), stderr=subprocess.PIPE, preexec_fn=few_files) as running,
-        client_of(url_from(running)) as client,
+        client_of(address(running)) as client,
         open_connections(client, 200),
     ):
         ask(client, "/score", {"items": [TEA]})
@@ -140,7 +125,7 @@ def test_a_flood_beyond_the_open_files_passes_and_leaves_the_service_well(tmp_pa
 
     with (
         process(make_model(tmp_path), stderr=subprocess.PIPE, preexec_fn=few_files) as running,
-        client_of(url_from(running)) as client,
+        client_of(address(running)) as client,
     ):
         with open_connections(client, 300):
             ask(client, "/score", {"items": [TEA]})  # on the connection that it has

@@ -1,8 +1,6 @@
 """A run that is killed with -9 goes on from its last whole checkpoint and ends with the same weights."""
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,10 +8,11 @@ import torch
 from safetensors.torch import load_file
 
 from tests.models import make_model
+from tests.processes import CLI, running
 from tests.training.kindness import kind_pairs, read, train, write_lines
 
 OPTIONS = ["--lr", "1e-3", "--batch-size", "4", "--epochs", "3", "--save-steps", "4"]
-COMMAND = [sys.executable, "-c", "import sys; from app.cli import main; sys.exit(main())", "train", "--device", "cpu"]
+TRAIN = [*CLI, "train", "--device", "cpu"]
 
 
 @pytest.mark.parametrize("kind", [[], ["--lora-rank", "4", "--freeze-layers", "1"]], ids=["whole", "lora"])
@@ -23,10 +22,7 @@ def test_a_killed_run_resumes_to_the_weights_of_one_that_was_not(
     base, data = make_model(tmp_path / "base", seed=3), write_lines(tmp_path / "pairs.jsonl", *kind_pairs(26))
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     words = ["--base", str(base), "--data", data, "--out", str(killed), *OPTIONS, *kind]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(  # noqa: S603 - our own command
-        [*COMMAND, *words], stderr=subprocess.PIPE, text=True, env=environment
-    ) as process:
+    with running([*TRAIN, *words], stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
         said = next((line for line in process.stderr if "checkpoint saved" in line), "no checkpoint")
         process.kill()

@@ -1,6 +1,5 @@
-import os
+import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import httpx
@@ -8,7 +7,8 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from tests.conftest import Serve
-from tests.ui.browser.conftest import Open
+from tests.processes import SERVE, environment, running, url_from
+from tests.ui.browser.conftest import PATIENCE_MS, Open
 
 TABS = ("Score", "Compare", "PPO reward", "Live")
 
@@ -68,6 +68,7 @@ def test_with_keys_a_browser_logs_in_and_what_it_asks_is_answered(browser: Brows
         assert client.get("/info").headers["www-authenticate"] == "Bearer"
         credentials = {"username": "anyone", "password": "geheim-schlüssel"}
         context = browser.new_context(http_credentials=credentials)
+        context.set_default_timeout(PATIENCE_MS)
         page = context.new_page()
         page.goto(f"{client.base_url}/ui/")
         page.get_by_role("button", name="A refusal").click()
@@ -93,37 +94,19 @@ def test_with_one_model_the_page_says_what_it_cannot_say(open_page: Open, serve:
 
 def test_an_open_page_does_not_hold_up_the_end(browser: Browser, safety_dir: Path) -> None:
     """The process ends by itself, soon and with 0, while a browser has the live figures open."""
-    import re
-    import signal
-
-    command = [sys.executable, "-c", "import sys; from app.cli import main; sys.exit(main())", "serve"]
-    options = ["--ui", "true", "--port", "0", "--safety-model", str(safety_dir), "--helpfulness-model", str(safety_dir)]
-    proxies = {
-        "HTTP_PROXY": "http://127.0.0.1:9",
-        "HTTPS_PROXY": "http://127.0.0.1:9",
-        "ALL_PROXY": "http://127.0.0.1:9",
-    }
-    with subprocess.Popen(  # noqa: S603
-        [*command, *options, "--log-format", "text"],
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | proxies,
-        cwd=Path(__file__).resolve().parents[3],
-    ) as process:
-        assert process.stderr is not None
-        said = []
-        for line in process.stderr:
-            said.append(line)
-            if found := re.search(r"ready on (http\S+?),", line):
-                break
-        else:
-            pytest.fail("".join(said))
+    options = ["--ui", "true", "--safety-model", str(safety_dir), "--helpfulness-model", str(safety_dir)]
+    nowhere = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"), "http://127.0.0.1:9")
+    command = [*SERVE, *options, "--log-format", "text"]
+    with running(command, env=environment(**nowhere), stderr=subprocess.PIPE) as process:
+        url = url_from(process)
         context = browser.new_context()
+        context.set_default_timeout(PATIENCE_MS)
         page = context.new_page()
-        page.goto(f"{found[1]}/ui/")
+        page.goto(f"{url}/ui/")
         page.get_by_role("tab", name="Live").click()
         expect(page.locator("#live-result [data-is=in_flight]")).to_have_text("0")
         process.send_signal(signal.SIGTERM)
+        assert process.stderr is not None
         rest = process.stderr.read()
         assert process.wait(timeout=20) == 0, rest
         context.close()
