@@ -1,6 +1,8 @@
 """The page as a whole: its head, its tabs, and how it is mounted."""
 
+import json
 from functools import partial
+from typing import Any
 
 import gradio as gr
 from fastapi import FastAPI
@@ -63,12 +65,18 @@ def build(client: Client, board: Board) -> gr.Blocks:
                 tabs.append(opened)
             with gr.Tab(LIVE, id=LIVE) as shown:
                 timer = live.build(client, board)
-        shown.select(lambda: gr.Timer(active=True), outputs=timer, **board.quiet)
+        # In the browser alone: answers of the server that overtake each other would leave the timer to the tab before.
+        shown.select(js=setting(active=True), outputs=timer, **board.quiet)
         for other in tabs:
-            other.select(lambda: gr.Timer(active=False), outputs=timer, **board.quiet)
+            other.select(js=setting(active=False), outputs=timer, **board.quiet)
         page.load(partial(look, client), outputs=head, **board.quiet)
     page.queue(default_concurrency_limit=None, api_open=False)
     return page
+
+
+def setting(**properties: Any) -> str:
+    """A function in JavaScript for an event whose output is to have these properties."""
+    return f"() => ({json.dumps(gr.update(**properties))})"
 
 
 async def look(client: Client) -> str:

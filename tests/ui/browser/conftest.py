@@ -1,15 +1,16 @@
 """A browser on the page (`make ui-test`)."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Page, Route
 
     from tests.conftest import Serve
 
@@ -64,12 +65,21 @@ def open_page(browser: "Browser", service: httpx.Client) -> Iterator[Open]:
     faults: list[str] = []
     contexts = []
 
-    def start(url: str = "", *, width: int = 1440, allowed: tuple[str, ...] = (), **options: Any) -> "Page":
+    def start(
+        url: str = "",
+        *,
+        width: int = 1440,
+        allowed: tuple[str, ...] = (),
+        routes: Mapping[str, Callable[["Route"], None]] = MappingProxyType({}),
+        **options: Any,
+    ) -> "Page":
         address = url or str(service.base_url)
         context = browser.new_context(viewport={"width": width, "height": 900}, **options)
         context.set_default_timeout(PATIENCE_MS)
         contexts.append(context)
         page = context.new_page()
+        for pattern, handler in routes.items():
+            page.route(pattern, handler)
         page.on("request", lambda request: None if is_ours(request.url, address) else strangers.append(request.url))
         page.on("websocket", lambda socket: strangers.append(socket.url))
         page.on("pageerror", lambda error: faults.append(str(error)))

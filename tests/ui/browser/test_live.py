@@ -1,10 +1,11 @@
 from contextlib import suppress
 
 import httpx
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from app.ui.figures import Exposition
 from tests.api.asking import TEA, ask
+from tests.ui.browser.conftest import Open
 
 
 def test_the_figures_are_those_of_the_metrics_and_renew_themselves(page: Page, service: httpx.Client) -> None:
@@ -29,6 +30,24 @@ def shown_when_known(page: Page, service: httpx.Client) -> Exposition:
             expect(scored).to_have_text(known, timeout=5000)
             return seen
     raise AssertionError("the page never shows what the metrics say")
+
+
+def test_the_tab_that_was_chosen_last_counts_however_long_the_server_takes(open_page: Open) -> None:
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        if '"fn_index"' in (body := route.request.post_data or "") and '"index"' in body:  # which tab was selected
+            held.append(route)
+        else:
+            route.continue_()
+
+    page = open_page(routes={"**/queue/join*": hold})
+    page.get_by_role("tab", name="Live").click()
+    page.wait_for_timeout(500)
+    for route in reversed(held):
+        route.continue_()
+    page.wait_for_timeout(500)
+    expect(page.locator("#live-result [data-is=in_flight]")).to_have_text("0")
 
 
 def test_what_the_page_does_counts_as_no_request(page: Page, service: httpx.Client) -> None:
