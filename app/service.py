@@ -78,6 +78,8 @@ class Service:
         self.num_in_flight = 0
         self.tracing = Tracing(provider_from_environment())
         self.metrics = Metrics(self, safety_threshold=settings.safety_threshold)
+        # Now: a thread that begins while a small forward runs on one thread would take that for everybody's number.
+        self._num_threads = settings.num_threads or torch.get_num_threads()
         self._ready = asyncio.Event()
         self._reloading: Engine[RewardModel] | None = None
         self._retirement: asyncio.Task[None] | None = None
@@ -131,7 +133,7 @@ class Service:
             await asyncio.to_thread(self._load),
             max_queue_tokens=self.settings.max_queue_tokens,
             max_waiting_requests=self.settings.max_waiting_requests,
-            num_threads=self.settings.num_threads,
+            num_threads=self._num_threads,
         )
         engine.start()
         try:
@@ -147,8 +149,7 @@ class Service:
         return engine
 
     def _load(self) -> dict[str, RewardModel]:
-        if self.settings.num_threads is not None:
-            torch.set_num_threads(self.settings.num_threads)
+        torch.set_num_threads(self._num_threads)
         return load_models(self.settings)
 
     async def wait_until_ready(self) -> None:

@@ -13,7 +13,9 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 
+from app.engine.reward_model import RewardModel
 from app.main import create_app
 from app.service import Service
 from app.settings import Settings
@@ -238,6 +240,37 @@ def test_the_models_before_a_reload_leave_memory(directory: Path) -> None:
 
     with in_one_loop(directory) as (runner, service, _):
         assert [runner.run(reload_and_wait(service)) for _ in range(3)] == [True] * 3
+
+
+def test_a_reload_beside_a_forward_on_one_thread_does_not_take_that_for_the_number(
+    serve: Serve, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load, before, seen = Service._load, torch.get_num_threads(), list[int]()
+
+    def load_while_a_forward_begins(service: Service) -> dict[str, RewardModel]:
+        models = load(service)
+        torch.set_num_threads(1)  # as for a small one; a thread that begins now finds this
+        return models
+
+    try:
+        torch.set_num_threads(3)
+        with serve(safety_model="", helpfulness_model=str(directory), api_keys=("operator",)) as client:
+            client.headers.update(KEY)
+            monkeypatch.setattr(Service, "_load", load_while_a_forward_begins)
+            reload(client)
+            service: Service = client.app.state.service  # type: ignore[attr-defined]
+            model = service.ready_engine().models["helpfulness"]
+            score = model.score
+
+            def score_and_look(*given: Any) -> Any:
+                seen.append(torch.get_num_threads())
+                return score(*given)
+
+            monkeypatch.setattr(model, "score", score_and_look)
+            scores(client)
+    finally:
+        torch.set_num_threads(before)
+    assert set(seen) == {3}
 
 
 def test_a_reload_gives_a_service_whose_model_thread_died_a_new_one(directory: Path) -> None:
