@@ -62,6 +62,8 @@ class Turns:
 class Connection(HttpToolsProtocol):
     """Knows since when the client owes it the rest of a request, or the reading of an answer."""
 
+    transport: GatheringTransport
+
     def __init__(self, *args: Any, turns: Turns, outbox: Outbox, **options: Any) -> None:
         super().__init__(*args, **options)
         self._turns = turns
@@ -69,6 +71,7 @@ class Connection(HttpToolsProtocol):
         self._held = b""
         self._owed_since: float | None = time.monotonic()
         self._stalled_since: float | None = None
+        self._num_taken = 0  # of what is written, by the system, at the last check
         self._in_head = True
         self._num_head_bytes = 0
         self._num_begun = 0  # requests, by what was received last
@@ -129,9 +132,10 @@ class Connection(HttpToolsProtocol):
             limit = min(HEAD_SECONDS, request_seconds) if self._in_head else request_seconds
             if now - self._owed_since > limit:
                 self._refuse(408, "request_timeout", f"the request was not whole within {limit:g} s; send it faster")
+        num_taken, self._num_taken = self._num_taken, self.transport.num_taken
         if not self.transport.get_write_buffer_size():
             self._stalled_since = None
-        elif self._stalled_since is None:
+        elif self._stalled_since is None or self._num_taken > num_taken:  # slow is not stalled
             self._stalled_since = now
         elif now - self._stalled_since > request_seconds:
             self.transport.abort()

@@ -37,6 +37,7 @@ class GatheringTransport(asyncio.Transport):
         self._outbox = outbox
         self._written: list[bytes | bytearray | memoryview] = []
         self._num_bytes = 0
+        self._num_flushed = 0
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         if not self._written:
@@ -47,6 +48,7 @@ class GatheringTransport(asyncio.Transport):
             self.flush()
 
     def flush(self) -> None:
+        self._num_flushed += self._num_bytes
         written, self._written, self._num_bytes = self._written, [], 0
         if written and not self._transport.is_closing():
             self._transport.writelines(written)
@@ -69,6 +71,11 @@ class GatheringTransport(asyncio.Transport):
 
     def get_write_buffer_size(self) -> int:
         return self._transport.get_write_buffer_size()
+
+    @property
+    def num_taken(self) -> int:
+        """Bytes that the system has taken over so far; it takes more as the client reads."""
+        return self._num_flushed - self._transport.get_write_buffer_size()
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         return self._transport.get_extra_info(name, default)

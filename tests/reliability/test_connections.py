@@ -7,7 +7,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, cast
 
@@ -231,6 +231,44 @@ def test_a_request_that_waits_for_its_turn_is_not_closed_as_an_idle_connection()
         return timer.cancelled()
 
     assert asyncio.run(hold())
+
+
+class Read(Idle):
+    """A transport that has taken over what the client has read of what is written, and one byte more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_written = self.num_read = 0
+        self.aborted = False
+
+    def writelines(self, list_of_data: Iterable[Any]) -> None:
+        self.num_written += sum(map(len, list_of_data))
+
+    def get_write_buffer_size(self) -> int:
+        return max(self.num_written - self.num_read - 1, 0)
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+@pytest.mark.parametrize("num_bytes_a_second", [0, 1, 100])
+def test_an_answer_is_cut_off_when_nothing_of_it_is_read_for_long_and_not_when_it_is_read_slowly(
+    num_bytes_a_second: int,
+) -> None:
+    async def read() -> list[bool]:
+        connection = Connection(config_of(FastAPI()), ServerState(), {}, turns=Turns(), outbox=Outbox())
+        transport, began, aborted = Read(), time.monotonic(), list[bool]()
+        connection.connection_made(transport)
+        connection._owed_since = None  # it owes no request
+        for second in range(8):
+            connection.transport.write(bytes(100))  # as an answer goes on whose client keeps up, or does not
+            connection.transport.flush()
+            connection.check(began + second, 3.0)
+            aborted.append(transport.aborted)
+            transport.num_read += num_bytes_a_second
+        return aborted
+
+    assert asyncio.run(read()) == [num_bytes_a_second == 0 and second > 3 for second in range(8)]
 
 
 def test_an_answer_that_takes_its_time_is_not_cut_off(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
