@@ -115,10 +115,7 @@ def build(client: Client, board: Board) -> None:
         run,
         inputs,
         [error, result, compared],
-        show_progress="minimal",
-        show_progress_on=result,
-        api_visibility="private",
-        trigger_mode="always_last",  # what was changed while an answer is on its way is asked next
+        **board.asking(result),
     )
     gr.on(
         [rating.change, scheme.change, model.change],

@@ -29,6 +29,16 @@ class Board:
         self.beta = service.settings.beta
         self.has_keys = bool(service.settings.api_keys)
 
+    @staticmethod
+    def asking(result: gr.HTML) -> dict[str, Any]:
+        """For an event that asks the API: what was changed while an answer is on its way is asked next."""
+        return {
+            "show_progress": "minimal",
+            "show_progress_on": result,
+            "api_visibility": "private",
+            "trigger_mode": "always_last",
+        }
+
     @property
     def engine(self) -> Engine[RewardModel]:
         return self._service.ready_engine()

@@ -286,15 +286,7 @@ def build(client: Client, board: Board) -> None:
 
     knobs = [beta, threshold, mode, estimator]
     outputs = [error, result, known, code]
-    go.click(
-        run,
-        [table, *knobs],
-        outputs,
-        show_progress="minimal",
-        show_progress_on=result,
-        api_visibility="private",
-        trigger_mode="always_last",
-    )
+    go.click(run, [table, *knobs], outputs, **board.asking(result))
     gr.on([knob.change for knob in knobs], redraw, [known, *knobs], outputs, trigger_mode="always_last", **board.quiet)
     load.click(from_jsonl, jsonl, [table, *outputs], **board.quiet)
     for name, button in buttons.items():

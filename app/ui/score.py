@@ -239,10 +239,7 @@ def build(client: Client, board: Board) -> None:
         run,
         inputs,
         [error, result],
-        show_progress="minimal",
-        show_progress_on=result,
-        api_visibility="private",
-        trigger_mode="always_last",  # what was changed while an answer is on its way is asked next
+        **board.asking(result),
     )
 
 

@@ -2,13 +2,11 @@
 
 import json
 import shutil
-import socket
-import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
@@ -16,6 +14,10 @@ import yaml
 
 from tests.api.asking import LOCK, TEA, ask
 from tests.conftest import Serve
+from tests.processes import free_port, running
+
+if TYPE_CHECKING:
+    import subprocess
 
 DEPLOY = Path(__file__).resolve().parent.parent.parent / "deploy"
 KEY = "scrape-key-of-the-test"
@@ -76,24 +78,20 @@ def prometheus(service: httpx.Client, tmp_path_factory: pytest.TempPathFactory) 
     (directory / "prometheus.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
     (directory / "scrape-key").write_text(KEY, encoding="utf-8")
     shutil.copy(DEPLOY / "prometheus/alerts.yml", directory)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     command = [
         program("prometheus"),
         f"--config.file={directory / 'prometheus.yml'}",
         f"--storage.tsdb.path={directory / 'data'}",
         f"--web.listen-address=127.0.0.1:{port}",
     ]
-    with (directory / "log").open("w") as log, subprocess.Popen(command, stderr=log) as process:  # noqa: S603
-        try:
-            server = Prometheus(f"http://127.0.0.1:{port}")
-            wait_until_scraped(server, process, directory / "log")
-            yield server
-        finally:
-            process.terminate()
+    with (directory / "log").open("w") as log, running(command, stderr=log) as process:
+        server = Prometheus(f"http://127.0.0.1:{port}")
+        wait_until_scraped(server, process, directory / "log")
+        yield server
 
 
-def wait_until_scraped(server: Prometheus, process: "subprocess.Popen[bytes]", log: Path) -> None:
+def wait_until_scraped(server: Prometheus, process: "subprocess.Popen[str]", log: Path) -> None:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         assert process.poll() is None, log.read_text(encoding="utf-8")

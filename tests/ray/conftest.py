@@ -5,7 +5,6 @@ For `make ray-test`: a cluster is a dozen processes and minutes.
 
 import os
 import shutil
-import socket
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ import pytest
 
 from tests.api.compat.conftest import hurried, only_helpfulness, tokenizer
 from tests.conftest import Serve
+from tests.processes import free_port
 
 __all__ = ["hurried", "only_helpfulness", "tokenizer"]
 
@@ -67,8 +67,7 @@ def cluster() -> Iterator[Cluster]:
             log_to_driver=False,
             logging_level="ERROR",
         )
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = int(free.getsockname()[1])
+        port = free_port()
         serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config={"log_level": "WARNING"})
         yield Cluster(port)
     finally:

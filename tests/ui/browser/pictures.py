@@ -3,7 +3,7 @@
 """
 
 import io
-import re
+import os
 import subprocess
 import sys
 import threading
@@ -18,6 +18,7 @@ from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
 
 from app.ui import batch
+from tests.processes import SERVE, read_on, running, url_from
 from tests.ui.browser.conftest import CHROMIUM, PATIENCE_MS, QUIET
 
 OUT = Path(__file__).resolve().parents[3] / "docs" / "ui"
@@ -26,18 +27,13 @@ NUM_COLOURS = 256
 
 
 @contextmanager
-def running() -> Iterator[str]:
+def served() -> Iterator[str]:
     """The models in models/ with the page; its address."""
-    code = "import sys; from app.cli import main; sys.exit(main())"
-    command = [sys.executable, "-c", code, "serve", "--ui", "true", "--port", "0", "--log-format", "text"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:  # noqa: S603
-        assert process.stderr is not None
-        try:
-            ready = next(found for line in process.stderr if (found := re.search(r"ready on (http\S+?),", line)))
-            threading.Thread(target=process.stderr.read, daemon=True).start()
-            yield ready[1]
-        finally:
-            process.terminate()
+    command = [*SERVE, "--ui", "true", "--log-format", "text"]
+    with running(command, env=os.environ, stderr=subprocess.PIPE) as process:
+        url = url_from(process)
+        read_on(process)
+        yield url
 
 
 def trainer(url: str, until: threading.Event) -> None:
@@ -96,7 +92,7 @@ def save(png: bytes, file: Path) -> None:
 
 def main() -> None:
     OUT.mkdir(parents=True, exist_ok=True)
-    with running() as url, sync_playwright() as playwright:
+    with served() as url, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
         expect.set_options(timeout=PATIENCE_MS)
         for width, height in SIZES.items():
