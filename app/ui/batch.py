@@ -69,9 +69,10 @@ def items_of_rows(rows: list[Row]) -> list[Item]:
             f"the table needs its {len(FIELDS)} columns, {', '.join(HEADERS)}; take an example anew"
         )
     for number, row in enumerate(rows, 1):
-        cells = ["" if cell is None else cell for cell in row]
-        if any(str(cell).strip() not in {"", "False", "false"} for cell in cells):
-            items.append(item_of(number, dict(zip(FIELDS, cells, strict=True))))
+        cells = {name: "" if cell is None else cell for name, cell in zip(FIELDS, row, strict=True)}
+        blank = cells | {"is_safety": "" if str(cells["is_safety"]).lower() == "false" else cells["is_safety"]}
+        if any(str(cell).strip() for cell in blank.values()):
+            items.append(item_of(number, cells))
     if not items:
         raise InvalidInputError("the table is empty; take an example, or load a JSONL file")
     return items

@@ -2,7 +2,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from app.errors import InvalidInputError
@@ -29,6 +29,7 @@ items = st.lists(
 
 
 @given(items)
+@example([{"prompt": "False", "response": ""}])
 def test_items_survive_the_way_through_the_table(given_items: list[dict[str, Any]]) -> None:
     assert batch.items_of_rows(batch.rows_of(given_items)) == given_items
 
