@@ -111,7 +111,10 @@ def test_the_threshold_decides_whom_the_safety_model_vetoes(tab: Page, service: 
 
 
 def test_the_table_is_edited_by_keyboard(tab: Page, service: httpx.Client) -> None:
-    tab.locator("#ppo-table").get_by_role("gridcell").filter(has_text="tea tea tea").click()
+    cell = tab.locator("#ppo-table").get_by_role("gridcell").filter(has_text="tea tea tea")
+    cell.click()
+    expect(cell).to_have_attribute("aria-selected", "true")
+    expect(cell).to_be_focused()
     tab.keyboard.press("Enter")
     expect(tab.locator("#ppo-table").locator("textarea:focus, input:focus")).to_have_value(re.compile("tea tea tea"))
     tab.keyboard.press("Control+A")
