@@ -11,8 +11,9 @@
 #
 # Build arguments
 #   VARIANT   cpu | cuda.
-#   MODELS    baked: models/safety and models/helpfulness become part of the image.
-#             none: they do not; mount a directory that holds both at /srv/reward-service/models.
+#   MODELS    baked: models/trunk, models/safety and models/helpfulness become part of the image.
+#             none: they do not; mount a directory that holds all three at /srv/reward-service/models.
+#   EXTRAS    comma-separated extras of the package to install as well, such as ui,otel.
 #   TORCH     the requirement to install in place of the variant's own, for an index that labels its wheels otherwise.
 #   PIP_INDEX_URL, PIP_EXTRA_INDEX_URL   pip's own: a mirror, or the index of the CPU or CUDA wheels of your choice.
 #   REVISION  the commit, for the label.
@@ -48,9 +49,15 @@ RUN set -eu; \
     esac
 
 # The dependencies before the code, so that an edit of the code installs nothing again.
+ARG EXTRAS=
 RUN set -eu; \
-    python -c 'import tomllib as t; print(*t.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' \
-        > requirements.txt; \
+    EXTRAS="$EXTRAS" python -c 'import os, tomllib; \
+project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+extras = [name.strip() for name in os.environ["EXTRAS"].split(",") if name.strip()]; \
+known = project["optional-dependencies"]; \
+unknown = [name for name in extras if name not in known]; \
+unknown and exit(f"EXTRAS has {unknown[0]}; there are {sorted(known)}"); \
+print(*project["dependencies"], *[each for name in extras for each in known[name]], sep="\n")' > requirements.txt; \
     pip --python /opt/venv/bin/python install --constraint constraints.txt --requirement requirements.txt; \
     if [ "$VARIANT" = cpu ]; then \
         # torch's own test programs and C++ headers: a quarter of it, and nothing on a CPU reads them
@@ -105,7 +112,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     REWARD_HOST=0.0.0.0 \
     REWARD_PORT=8000
 
-ARG VERSION=0.1.0
+ARG VERSION=0.2.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="reward-service" \
       org.opencontainers.image.description="Llama 2 style rewards over HTTP for RL trainers" \

@@ -3,34 +3,47 @@ PYTHON ?= python3
 VENV := .venv
 MINUTES ?= 30
 EXAMPLES ?= 20
+PARALLEL ?= --numprocesses auto --maxprocesses 8 --dist worksteal
 BIN := $(VENV)/bin
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: serve test lint readme models eval trainers ui ui-test ui-pictures ray-test monitoring-test fuzz storm soak clean
+.PHONY: help serve test quick lint readme models models-table eval trainers ui ui-test ui-pictures ray-test monitoring-test flex-test gpu-test fuzz storm soak clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
 serve: $(VENV)/.base  ## serve the models in models/ on 127.0.0.1:8000
 	$(BIN)/reward-service serve
 
-test: lint  ## check style and types, run the whole suite but for what needs a Prometheus
-	$(BIN)/python -m pytest
+test: lint  ## check style and types, run the whole suite
+	$(BIN)/python -m pytest $(PARALLEL)
+
+quick: $(VENV)/.dev  ## run the tests that need no server and no trained model (under a minute)
+	$(BIN)/python -m pytest $(PARALLEL) -m 'not server and not trained'
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-models: $(VENV)/.train  ## rebuild both checkpoints in models/ from packages (under 20 minutes; 7 on one core with AMX)
+models: $(VENV)/.train  ## rebuild the checkpoints in models/ from packages and models/recipe/data (about 75 minutes on two cores with bfloat16)
 	$(BIN)/python -m models.recipe
 
-eval: $(VENV)/.train  ## evaluate the shipped checkpoints, write their cards and tables
-	$(BIN)/python -m models.recipe.evaluate
-	$(BIN)/python -m models.recipe.card
+eval: $(VENV)/.train  ## write the figures of the last trainings into the cards
+	$(BIN)/python -m models.recipe.report
 
-readme: $(VENV)/.dev  ## write the README's table of settings
+models-table: $(VENV)/.dev  ## measure every family of docs/models.md and write its table
+	$(BIN)/python -m tests.families.table
+
+readme: $(VENV)/.dev  ## write the settings, the API reference and the answers of the curl examples into README.md and docs/
 	$(BIN)/python -m tests.settings_table
+	$(BIN)/python -m tests.api_reference
+	$(BIN)/python -m tests.examples
 
-trainers: $(VENV)/.dev  ## real TRL runs and the examples, against a running server
+trainers: $(VENV)/.dev  ## real TRL runs, other trainers' own code and the examples against a running server; reward rules against verl's and TRL's
 	$(INSTALL) --editable '.[dev,trainers]'
+	$(BIN)/python -m tests.trainers.packages
 	$(BIN)/python -m pytest tests/trainers
 
 ray-test: $(VENV)/.dev  ## the service on a Ray cluster: the API's own tests, routing by prompt, kills under load
@@ -50,18 +63,26 @@ ui-pictures: $(VENV)/.dev  ## take the pictures in docs/ui anew
 	$(INSTALL) --editable '.[dev,ui,browser]'
 	$(BIN)/python -m tests.ui.browser.pictures
 
-monitoring-test: $(VENV)/.dev  ## deploy/: alerts and dashboard in a real Prometheus (Debian's package prometheus)
-	@command -v prometheus promtool >/dev/null || { echo "no prometheus; apt-get install prometheus" >&2; exit 1; }
+monitoring-test: $(VENV)/.dev  ## deploy/: alerts and dashboard in a real Prometheus, the proxies' samples (Debian's prometheus, nginx, caddy)
+	@for each in prometheus promtool nginx caddy openssl; do command -v $$each >/dev/null || { \
+		echo "no $$each; apt-get install prometheus nginx-light caddy openssl" >&2; exit 1; }; done
 	$(BIN)/python -m pytest tests/monitoring
+
+flex-test: $(VENV)/.dev  ## the GPU's attention, compiled for the CPU: equal scores, few compilations (Debian's package g++)
+	@command -v g++ >/dev/null || { echo "no g++; apt-get install g++" >&2; exit 1; }
+	$(BIN)/python -m pytest tests/flex
+
+gpu-test:  ## on a GPU: scores equal to transformers', compilations, memory (any Python with torch and transformers)
+	$(GPU_PYTHON) -m benchmarks.gpu.equality
 
 fuzz: $(VENV)/.dev  ## invent requests for every route: schemathesis over the OpenAPI document, Hypothesis over the parsers
 	$(INSTALL) --editable '.[dev,fuzz]'
 	FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest tests/fuzz
 
-storm: $(VENV)/.base  ## 4,000 requests at once, then slow, silent, huge and vanishing clients; prints tables
+storm: $(VENV)/.bench  ## 4,000 requests at once, then slow, silent, huge and vanishing clients; prints tables
 	$(BIN)/python -m benchmarks.storm
 
-soak: $(VENV)/.base  ## MINUTES of mixed traffic at 80 % of what the service can do; fails where anything grows
+soak: $(VENV)/.bench  ## MINUTES of mixed traffic at 80 % of what the service can do; fails where anything grows
 	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
 
 clean:
@@ -82,4 +103,8 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.train: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) --editable '.[train]'
+	@touch $@ $(VENV)/.base
+
+$(VENV)/.bench: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) --editable '.[bench]'
 	@touch $@ $(VENV)/.base

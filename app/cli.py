@@ -1,23 +1,55 @@
-"""The console script: `reward-service serve | score | compare | evaluate | train | init`."""
+"""The console script: `reward-service serve | score | compare | evaluate | train | init | convert | inspect`."""
 
 import argparse
 import asyncio
 import contextlib
-import json
 import logging
+import os
+import signal
 import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
+from pydantic_settings import CliSettingsSource
 
-from app.errors import RewardServiceError
-from app.jsonl import read_lines
+from app import __version__
+from app.checkpoints.arguments import add_checkpoint_commands
+from app.checkpoints.early import check_declarations
+from app.engine.process import exit_now, has_daemon_work
+from app.errors import RewardServiceError, StartError
+from app.files.jsonl import Line, read_entries
+from app.files.results import Printed, ResultFile, Results
 from app.settings import Settings
-from app.training.arguments import add_evaluate, add_train, train_options
+from app.training.arguments import add_comparison, add_evaluate, add_train, add_truncation, train_options
+from app.training.preflight import check_options
+
+if TYPE_CHECKING:
+    from app.http.in_process import Answerer
 
 logger = logging.getLogger(__name__)
+BROKEN_PIPE = 141
+"""Exit code of a process whose reader has gone, by the shells' convention: 128 + SIGPIPE."""
+MODEL_SETTINGS = (
+    "safety_model",
+    "helpfulness_model",
+    "models",
+    "safety_device",
+    "helpfulness_device",
+    "safety_head",
+    "helpfulness_head",
+    "safety_text",
+    "helpfulness_text",
+    "dtype",
+    "max_batch_tokens",
+    "max_length",
+    "num_threads",
+    "trust_remote_code",
+)
+"""The settings that concern a command which loads models and serves nobody."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -25,12 +57,25 @@ def main(argv: list[str] | None = None) -> int:
     options = parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
-        return int(options.run(options))
+        code = int(options.run(options))
+    except BrokenPipeError:  # whoever read the results has enough: `reward-service score ... | head`
+        leave_stdout()
+        code = BROKEN_PIPE
     except (RewardServiceError, ValidationError, OSError) as error:
         sys.stderr.write(f"reward-service: {in_one_line(error)}\n")
-        return 1
+        code = 1
     except KeyboardInterrupt:
-        return 130
+        code = 130
+    if has_daemon_work():
+        exit_now(code)
+    return code
+
+
+def leave_stdout() -> None:
+    """Drops what standard output still holds, which Python would otherwise try to write, and complain, at exit."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def in_one_line(error: Exception) -> str:
@@ -51,111 +96,175 @@ def setting_error(error: ErrorDetails) -> str:
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="reward-service", description="Llama 2 style rewards over HTTP for RL trainers.")
+    top.add_argument("--version", action="version", version=f"reward-service {__version__}")
     commands = top.add_subparsers(dest="command", required=True)
 
     serve = commands.add_parser("serve", help="serve the reward models over HTTP")
     add_settings(serve)
     serve.set_defaults(run=run_serve)
 
-    for name, run, what in (
-        ("score", run_score, "score items, one JSON object a line, as in POST /score"),
-        ("compare", run_compare, "compare pairs, one JSON object a line, as in POST /compare"),
-    ):
-        command = commands.add_parser(name, help=what)
-        command.add_argument("file", help="a JSONL file, - for stdin")
-        command.add_argument("--out", type=Path, help="where the results go, a line each; stdout by default")
+    for name, what in (("score", "items"), ("compare", "pairs")):
+        command = commands.add_parser(
+            name,
+            help=f"{name} the {what} of a JSONL file, as POST /{name} does",
+            description=f"Reads one JSON object per line, with the fields of POST /{name}'s {what}; `id` and `metadata` may "
+            "hold anything. Writes one line per result: the input's fields, then the result's.",
+        )
+        add_files(command)
         if name == "compare":
-            command.add_argument("--model", choices=("helpfulness", "safety"), default="helpfulness")
-            command.add_argument("--margin-scheme", choices=("large", "small"), default="large")
-        command.add_argument("--truncation", choices=("error", "prompt", "left", "right"), default="error")
-        add_settings(command)
-        command.set_defaults(run=run)
+            add_comparison(command)
+        add_truncation(command)
+        add_settings(command, shown=MODEL_SETTINGS)
+        command.set_defaults(run=run_lines)
 
     evaluate = add_evaluate(commands)
-    add_settings(evaluate)
+    add_settings(evaluate, shown=(*MODEL_SETTINGS, "safety_threshold"))
     evaluate.set_defaults(run=run_evaluate)
     add_train(commands).set_defaults(run=run_train)
 
-    init = commands.add_parser("init", help="make an untrained reward model of a causal language model")
-    init.add_argument("--from-lm", type=Path, required=True, help="a directory with a causal language model")
-    init.add_argument("--out", type=Path, required=True, help="a new directory for the reward model")
-    init.add_argument("--seed", type=int, default=0, help="seed of the new head")
-    init.set_defaults(run=run_init)
+    add_checkpoint_commands(commands)
     return top
 
 
-def add_settings(command: argparse.ArgumentParser) -> None:
-    """A flag per field of Settings; what is not given comes from the environment, then from the default."""
-    group = command.add_argument_group("settings", "each also an environment variable: --port is REWARD_PORT")
-    for name, field in Settings.model_fields.items():
-        words = " ".join((field.description or "").split()).replace("%", "%%")
-        flag = f"--{name.replace('_', '-')}"
-        group.add_argument(flag, dest=f"setting_{name}", metavar="VALUE", help=words, default=argparse.SUPPRESS)
+def add_files(command: argparse.ArgumentParser) -> None:
+    command.add_argument("file", help="a JSONL file; - for standard input")
+    command.add_argument(
+        "--out", type=Path, help="a file for the results, which appears when all are written (default: standard output)"
+    )
+    command.add_argument("--resume", action="store_true", help="continue the run that was writing --out when it ended")
+    command.add_argument(
+        "--url",
+        help="ask the server at this URL instead of loading the models here; its API key comes from REWARD_CLIENT_API_KEY",
+    )
+
+
+def add_settings(command: argparse.ArgumentParser, shown: Sequence[str] = tuple(Settings.model_fields)) -> None:
+    """A flag for every setting; a setting without one comes from the environment, then from `.env`, then the default.
+
+    Help lists those in `shown`: the others are accepted, and mean nothing to the command.
+    """
+    group = command.add_argument_group(
+        "settings",
+        "Each is also an environment variable, and may stand in a .env file: --num-threads is REWARD_NUM_THREADS.",
+    )
+
+    def add_argument(_: argparse.ArgumentParser, *names: str, **options: Any) -> None:
+        if options["metavar"].startswith("tuple"):
+            options |= {"metavar": "A,B", "help": options["help"].replace("(default: ())", "(default: unset)")}
+        if options["dest"] not in shown:
+            options["help"] = argparse.SUPPRESS
+        group.add_argument(*names, **options)
+
+    source = CliSettingsSource[argparse.ArgumentParser](
+        Settings,
+        root_parser=command,
+        add_argument_method=add_argument,
+        cli_kebab_case="no_enums",
+        cli_hide_none_type=True,
+        cli_parse_none_str="unset",
+    )
+    command.set_defaults(settings_source=source)
 
 
 def settings_of(options: argparse.Namespace) -> Settings:
-    prefix = "setting_"
-    given = {name.removeprefix(prefix): value for name, value in vars(options).items() if name.startswith(prefix)}
-    return Settings(**given)
+    try:
+        return Settings(_cli_settings_source=options.settings_source(parsed_args=given_settings(options)))
+    except UnicodeDecodeError as error:
+        raise StartError(f".env is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
+
+
+def given_settings(options: argparse.Namespace) -> dict[str, str]:
+    """The settings that have a flag on the command line."""
+    return {name: value for name, value in vars(options).items() if name in Settings.model_fields}
 
 
 def run_serve(options: argparse.Namespace) -> int:
-    from app.logs import written
-    from app.main import create_app
-    from app.server import run
-
     settings = settings_of(options)
-    with written(settings.log_format, settings.log_level, sys.stderr):
+    require_models(settings)
+    with exit_on_sigterm():
+        return serve(settings)
+
+
+@contextlib.contextmanager
+def exit_on_sigterm() -> Iterator[None]:
+    """Until the server has a handler of its own: as process 1 of a container, this one would ignore the signal."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: exit_now(0))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def serve(settings: Settings) -> int:
+    from app.http.server import run
+    from app.main import create_app
+    from app.observability.logs import log_to
+
+    with log_to(settings.log_format, settings.log_level, sys.stderr):
         if not settings.is_loopback and not settings.api_keys:
             logger.warning("listening on %s without an API key: anyone who reaches it may use it", settings.host)
         return run(create_app(settings))
 
 
-def run_score(options: argparse.Namespace) -> int:
-    body = {"truncation": options.truncation}
-    return asyncio.run(post_lines(options, "/score", "items", body))
+def run_lines(options: argparse.Namespace) -> int:
+    """`score` and `compare`: whatever can be wrong with the arguments and the input is found before a model is loaded."""
+    from app.http.file_requests import answer_lines, check_entries
 
-
-def run_compare(options: argparse.Namespace) -> int:
-    body = {"truncation": options.truncation, "model": options.model, "margin_scheme": options.margin_scheme}
-    return asyncio.run(post_lines(options, "/compare", "pairs", body))
-
-
-async def post_lines(options: argparse.Namespace, path: str, name: str, body: dict[str, Any]) -> int:
-    """Sends a file's lines through the app that serves, without a socket, and writes a result a line."""
-    from app.in_process import ask
-
-    lines = list(read_lines(options.file))
-    settings = settings_of(options)
-    summaries: list[dict[str, Any]] = []
-    with options.out.open("w", encoding="utf-8") if options.out else contextlib.nullcontext(sys.stdout) as out:
-
-        def write(answer: dict[str, Any]) -> None:
-            out.writelines(json.dumps(result) + "\n" for result in answer["results"])
-            summaries.extend([answer["summary"]] if "summary" in answer else [])
-
-        await ask(settings, options.file, lines, path, name, body, write)
-    if summaries:
-        sys.stderr.write(f"{summary_line(summaries)}\n")
+    names = ("truncation", "model", "margin_scheme")
+    body = {name: getattr(options, name) for name in names if hasattr(options, name)}
+    path = f"/{options.command}"
+    lines = read_entries(options.file)
+    make_answerer, size = answerer_of(options)
+    check_entries(options.file, [(line.number, line.entry) for line in lines], path, body, size)
+    results = results_of(options, lines)
+    asyncio.run(answer_lines(make_answerer, options.file, lines, path, body, results))
     return 0
 
 
-def summary_line(summaries: list[dict[str, Any]]) -> str:
-    """The summaries of all chunks as one."""
-    count = sum(summary["count"] for summary in summaries)
-    means = {
-        name: sum(summary[name] * summary["count"] for summary in summaries) / count
-        for name in ("accuracy", "loss", "loss_with_margin")
-    }
-    return f"{count} pairs: " + ", ".join(f"{name} {value:.4f}" for name, value in means.items())
+def answerer_of(options: argparse.Namespace) -> "tuple[Callable[[], Answerer], int]":
+    """Makes whoever computes the results; and how many lines one request may hold. Raises StartError."""
+    from app.http.in_process import LINES_PER_REQUEST, InProcess, Remote
+
+    if options.url is not None:
+        if given := given_settings(options):
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise StartError(f"{flags} cannot be given with --url: the server has settings of its own")
+        return lambda: Remote(options.url), LINES_PER_REQUEST
+    settings = settings_of(options)
+    require_models(settings)
+    return lambda: InProcess(settings), min(LINES_PER_REQUEST, settings.max_items)
+
+
+def require_models(settings: Settings) -> None:
+    """Raises StartError where a model's directory does not exist, or what is declared about it cannot be read: before torch is
+    imported, which takes seconds."""
+    for name in settings.model_names:
+        given = settings.model_settings(name)
+        check_declarations(given.source, given.head, given.text)
+
+
+def results_of(options: argparse.Namespace, lines: Sequence[Line]) -> Results:
+    if options.out is None or str(options.out) == "-":
+        if options.resume:
+            raise StartError("--resume needs --out: standard output cannot be continued")
+        return Printed()
+    if options.file != "-" and options.out.exists() and options.out.samefile(options.file):
+        raise StartError(f"--out {options.out} is the input itself; give another file")
+    return ResultFile(options.out, [line.fields for line in lines], resume=options.resume)
 
 
 def run_evaluate(options: argparse.Namespace) -> int:
+    settings = settings_of(options)
+    settings.model_source(options.model)
+
     from app.training.judge import evaluate
 
     evaluate(
         options.file,
-        settings_of(options),
+        settings,
         model=options.model,
         margin_scheme=options.margin_scheme,
         truncation=options.truncation,
@@ -166,18 +275,10 @@ def run_evaluate(options: argparse.Namespace) -> int:
 
 
 def run_train(options: argparse.Namespace) -> int:
+    asked = train_options(options)
+    checked = check_options(asked)
+
     from app.training.run import train
 
-    train(train_options(options))
-    return 0
-
-
-def run_init(options: argparse.Namespace) -> int:
-    from app.new_head import init_reward_model
-
-    name = init_reward_model(options.from_lm, options.out, options.seed)
-    sys.stdout.write(
-        f"{options.out}: {name} with a random scalar head. It must be trained before it can be served: "
-        "the service refuses an untrained head.\n"
-    )
+    train(asked, checked)
     return 0

@@ -3,6 +3,7 @@
     RewardServiceError
       StartError                        the process does not start; printed as one line
         ModelRefusedError
+          UndeclaredHeadError           a declaration may help
       TrainingError                     a training run that cannot begin or go on; printed as one line
       RequestError                      answered as {"error": {"code", "message", "item"}}
         InvalidJSONError         400    invalid_json
@@ -13,6 +14,7 @@
         ReloadInProgressError    409    reload_in_progress
         BodyTooLargeError        413    body_too_large
         InvalidInputError        422    invalid_input
+          UnsupportedMediaTypeError 415 unsupported_media_type
           TooLongError           422    too_long
           NonFiniteScoreError    422    nonfinite_score
         ReloadRefusedError       422    reload_refused
@@ -26,7 +28,15 @@
 The core raises these; `app.api.errors` turns them into responses. A message names the value and the remedy.
 """
 
+import json
+import os
+import sys
+from importlib.metadata import distribution
+from importlib.util import find_spec
+from pathlib import Path
 from typing import ClassVar
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 
 class RewardServiceError(Exception):
@@ -39,6 +49,10 @@ class StartError(RewardServiceError):
 
 class ModelRefusedError(StartError):
     """A checkpoint that must not be served."""
+
+
+class UndeclaredHeadError(ModelRefusedError):
+    """A checkpoint whose files do not say how they become a score."""
 
 
 class TrainingError(RewardServiceError):
@@ -89,6 +103,12 @@ class InvalidInputError(RequestError):
     code, status = "invalid_input", 422
 
 
+class UnsupportedMediaTypeError(InvalidInputError):
+    """The body's content type or encoding is not one that is read."""
+
+    code, status = "unsupported_media_type", 415
+
+
 class TooLongError(InvalidInputError):
     code = "too_long"
 
@@ -131,3 +151,29 @@ class ShuttingDownError(UnavailableError):
 
 class DeadlineExceededError(RequestError):
     code, status = "deadline_exceeded", 504
+
+
+def one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def install_command(extra: str) -> str:
+    """The command that adds an extra of this package to the environment that runs, in backticks."""
+    if find_spec("pip") is None:
+        return f"`docker build --build-arg EXTRAS={extra} .` to get an image with it (this environment has no pip)"
+    python = os.path.relpath(sys.executable)
+    if python.startswith(os.pardir):
+        python = sys.executable
+    return f"`{python} -m pip install {installed_from()}[{extra}]'`"
+
+
+def installed_from() -> str:
+    """The package as pip would install it again: the directory that it came from, else its name. The quote stays open."""
+    record = distribution("reward-service").read_text("direct_url.json") or "{}"
+    origin = json.loads(record)
+    path = Path(url2pathname(urlsplit(origin.get("url", "")).path))
+    if "dir_info" not in origin or not path.is_dir():
+        return "'reward-service"
+    editable = "--editable " if origin["dir_info"].get("editable") else ""
+    directory = os.path.relpath(path)
+    return f"{editable}'{path if directory.startswith(os.pardir) else directory}"

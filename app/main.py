@@ -5,16 +5,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import __version__
-from app.api import admin, compare, errors, ops, ppo_reward, score
-from app.api.compat import dialects
-from app.api.gate import Gate
-from app.api.inputs import new_watches
-from app.api.observation import Observation
-from app.api.route import Direct
-from app.logs import log_loop_fault
+from app.api import docs, errors
+from app.api.routes import JSON_ROUTES, ROUTERS
+from app.http.application import Application
+from app.observability.logs import log_loop_fault
 from app.service import Service
 from app.settings import Settings
 
@@ -22,25 +18,8 @@ DESCRIPTION = """Llama 2 style rewards for RL trainers: `/score`, `/compare` (ma
 (select by safety, whiten, subtract the KL penalty). Every error has the body `{"error": {"code", "message", "item"}}`."""
 
 
-class App(FastAPI):
-    """FastAPI within the service's own layers: what has a JSON body does not come as far as FastAPI's."""
-
-    service: Service
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or self.middleware_stack is None:
-            await super().__call__(scope, receive, send)
-        else:  # FastAPI would read the environment for each request, for telemetry that is ours (`app.tracing`)
-            scope["app"] = self
-            await self.middleware_stack(scope, receive, send)
-
-    def build_middleware_stack(self) -> ASGIApp:
-        direct = Direct(super().build_middleware_stack(), self.routes)
-        return Observation(Gate(direct, self.service), self.service)  # what the gate refuses is seen too
-
-
-def create_app(settings: Settings) -> FastAPI:
-    """The app of one service. It listens while its models load and answers 503 `not_ready` until they have."""
+def create_app(settings: Settings) -> Application:
+    """The ASGI app of one service. It answers 503 `not_ready` while its models load."""
     service = Service(settings)
 
     @asynccontextmanager
@@ -50,22 +29,29 @@ def create_app(settings: Settings) -> FastAPI:
         try:
             yield
         finally:
-            await loading
+            loading.cancel()
+            await asyncio.wait([loading])
             await service.close()
             await asyncio.to_thread(service.tracing.close)
 
-    app = App(
+    api = FastAPI(
         title="reward-service",
         version=__version__,
         description=DESCRIPTION,
         lifespan=lifespan,
+        openapi_url=docs.SCHEMA_PATH,
+        docs_url=None,
+        redoc_url=None,
+        servers=docs.SERVERS,
+        openapi_tags=docs.TAGS,
+        redirect_slashes=False,  # to a URL that a proxy's clients cannot reach
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # the service has its own
     )
-    app.service = app.state.service = service
-    app.state.watches = new_watches()
-    errors.install(app)
-    # Before the docs' own, and not included as routers: a request is matched against every route before its own.
-    modules = (score, compare, ppo_reward, *dialects, ops, admin)
-    app.router.routes[:0] = [route for module in modules for route in module.router.routes]
+    errors.install(api)
+    docs.install(api, needs_key=bool(settings.api_keys))
+    for router in ROUTERS:
+        api.include_router(router)
+    app = Application(service, JSON_ROUTES, api)
     if settings.ui:
         from app import ui
 

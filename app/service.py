@@ -6,18 +6,25 @@ The one place that loads models and decides what a request may ask of them; `app
 import asyncio
 import gc
 import logging
-from collections.abc import Sequence as Many
-from typing import cast
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 
-from app.engine.engine import Engine, Scores
-from app.engine.loading import load_checkpoint
-from app.engine.process import give_back_freed_memory, prepare_process
-from app.engine.refusals import one_line
+from app.checkpoints.loading import load_checkpoint
+from app.checkpoints.memory import available_bytes, prefix_cache_bytes
+from app.checkpoints.sharing import SharedBases, shared_bytes
+from app.engine.engine import Engine
+from app.engine.forward_memory import ForwardMemory
+from app.engine.inputs import Input, Truncation
+from app.engine.num_threads import ThreadLimit, thread_limit
+from app.engine.paused_caches import PausedCaches
+from app.engine.process import give_back_freed_memory, in_daemon_thread, prepare_process
+from app.engine.requests import Scores
 from app.engine.reward_model import RewardModel
-from app.engine.self_test import choose_path
-from app.engine.tokenization import Input, Text, Truncation
+from app.engine.self_test import add_cache, sample_input, select_plan
+from app.engine.thread_counts import follow_load
+from app.engine.warm_up import DEFAULT_BATCH_TOKENS, warm_up
 from app.errors import (
     InvalidInputError,
     NotReadyError,
@@ -26,44 +33,73 @@ from app.errors import (
     RewardServiceError,
     ShuttingDownError,
     StartError,
+    one_line,
 )
-from app.metrics import Metrics
-from app.record import note_items, note_scores
-from app.settings import MODEL_NAMES, ModelName, Settings
-from app.tracing import Tracing, provider_from_environment
-from app.worker import Worker
+from app.http.body_worker import Worker
+from app.observability.metrics import Metrics
+from app.observability.request_context import current_request
+from app.observability.tracing import Tracing, provider_from_environment
+from app.settings import Settings, how_to_load
 
 logger = logging.getLogger(__name__)
 
 GARBAGE_OBJECTS = 5_000
 """New objects that call for a collection: a request makes hundreds, and next to no circles."""
-CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 4096, 32768
+CPU_BATCH_TOKENS = 4096
 
 
-def load_models(settings: Settings) -> dict[str, RewardModel]:
-    """The models that the settings name, tested and ready to score; raises StartError in one readable line."""
-    sources = {name: settings.model_source(cast("ModelName", name)) for name in MODEL_NAMES}
+def load_models(settings: Settings, limit: ThreadLimit | None = None) -> dict[str, RewardModel]:
+    """The models that the settings name, tested and ready to score; raises StartError in one readable line.
+
+    `limit` is that of the threads per forward on CPU, by default the settings'.
+    """
+    limit = limit if limit is not None else thread_limit(settings.num_threads)
+    wanted = {name: settings.model_settings(name) for name in settings.model_names}
     prepare_process()
-    models = {}
-    for name, source in sources.items():
-        if source is not None:
-            checkpoint = load_checkpoint(
-                source,
-                device=getattr(settings, f"{name}_device"),
-                dtype=settings.dtype,
-                trust_remote_code=settings.trust_remote_code,
-            )
-            by_device = CPU_BATCH_TOKENS if checkpoint.device.type == "cpu" else GPU_BATCH_TOKENS
-            model = RewardModel(
-                name,
-                checkpoint,
-                max_batch_tokens=settings.max_batch_tokens or by_device,
-                max_length=settings.max_length,
-            )
-            choose_path(model)
-            logger.info("%s: %s on %s, %s path (%s)", name, source, model.device, model.facts.path, model.facts.reason)
-            models[name] = model
+    bases = SharedBases(given.source for given in wanted.values())
+    models: dict[str, RewardModel] = {}
+    for name, given in wanted.items():
+        checkpoint = load_checkpoint(
+            given.source,
+            device=given.device,
+            dtype=settings.dtype,
+            trust_remote_code=settings.trust_remote_code,
+            declared=given.head,
+            text=given.text,
+            bases=bases,
+        )
+        by_device = CPU_BATCH_TOKENS if checkpoint.device.type == "cpu" else DEFAULT_BATCH_TOKENS
+        model = RewardModel(
+            name,
+            checkpoint,
+            max_batch_tokens=settings.max_batch_tokens or by_device,
+            max_length=settings.max_length,
+        )
+        select_plan(model)
+        if model.device.type == "cpu":
+            model.memory = ForwardMemory.of(model, partial(available_bytes, model.device))
+        logger.info("%s: %s on %s, %s path (%s)", name, given.source, model.device, model.plan.name, model.plan.reason)
+        if shared := shared_bytes(model.net, [other.net for other in models.values()]):
+            logger.info("%s: %.0f MB of weights are those of a model above, from the same base", name, shared / 1e6)
+        models[name] = model
+    follow_load(list(models.values()), limit)
+    for device in dict.fromkeys(model.device for model in models.values()):
+        own = [model for model in models.values() if model.device == device]
+        is_gpu = device.type == "cuda"
+        batch_bytes = warm_up(own, settings.max_batch_tokens, available_bytes(device)) if is_gpu else 0
+        add_caches(own, settings.prefix_cache_mb, batch_bytes)
     return models
+
+
+def add_caches(models: Sequence[RewardModel], megabytes: float | None, batch_bytes: int) -> None:
+    """Gives every packed model of one device its share of the device's prefix cache."""
+    packed = [model for model in models if model.plan.path == "packed"]
+    if packed and megabytes != 0:
+        num_bytes = prefix_cache_bytes(packed[0].device, megabytes, batch_bytes) // len(packed)
+        for model in packed:
+            add_cache(model, num_bytes, is_required=megabytes is not None)
+            size = f"{model.cache.max_bytes / 1e6:.0f} MB" if model.cache is not None else f"none, {model.cache_reason}"
+            logger.info("%s: prefix cache: %s", model.name, size)
 
 
 class Service:
@@ -79,15 +115,19 @@ class Service:
         self.tracing = Tracing(provider_from_environment())
         self.metrics = Metrics(self, safety_threshold=settings.safety_threshold)
         # Now: a thread that begins while a small forward runs on one thread would take that for everybody's number.
-        self._num_threads = settings.num_threads or torch.get_num_threads()
+        self.thread_limit = thread_limit(settings.num_threads)
         self._ready = asyncio.Event()
+        self._loading: asyncio.Future[dict[str, RewardModel]] | None = None
         self._reloading: Engine[RewardModel] | None = None
+        self._reloads: set[asyncio.Task[None]] = set()
         self._retirement: asyncio.Task[None] | None = None
 
     async def load(self) -> None:
         """Loads the models off the loop and scores once; a StartError is kept in `start_error`."""
         try:
             self.engine = await self._new_engine()
+        except ShuttingDownError:
+            logger.info("stopped while the models were loading")
         except StartError as error:
             self.start_error = error
         except Exception as error:
@@ -99,17 +139,41 @@ class Service:
     async def reload(self) -> None:
         """Loads the configured models anew beside those that serve, tests them and swaps them in.
 
+        It goes on where the caller is cancelled: whoever asked for it wants it, and may have been cut off by a proxy.
         Requests that were accepted before get their answers from the old ones, which are then given up. Raises
-        ReloadInProgressError, or ReloadRefusedError with the reason: then the old ones stay.
+        ReloadInProgressError, or ReloadRefusedError with the reason: then the old ones stay. Raises ShuttingDownError
+        where the service is told to stop meanwhile.
         """
+        reload = asyncio.create_task(self._reload())
+        self._reloads.add(reload)
+        reload.add_done_callback(self._reload_ended)
+        await asyncio.shield(reload)
+
+    def _reload_ended(self, reload: asyncio.Task[None]) -> None:
+        """Its outcome goes to the log, too: the client that asked may not be there any more."""
+        self._reloads.discard(reload)
+        if reload.cancelled():
+            return
+        if error := reload.exception():
+            logger.warning("the models were not reloaded: %s", one_line(error))
+        else:
+            logger.info("the models were reloaded")
+
+    async def _reload(self) -> None:
         old = self.ready_engine()
         if self._reloading is not None:
             raise ReloadInProgressError("a reload is under way, or the models before it still answer; retry later")
         self._reloading = old
+        paused = PausedCaches(old.models.values())
         try:
+            await asyncio.to_thread(paused.wait_until_freed)
             engine = await self._new_engine()
+        except ShuttingDownError:
+            self._reloading = None
+            raise
         except Exception as error:
             self._reloading = None
+            paused.resume()
             self.metrics.reloaded("refused")
             if not isinstance(error, RewardServiceError):
                 logger.exception("reloading failed")
@@ -128,16 +192,24 @@ class Service:
         await asyncio.to_thread(give_back_freed_memory)
 
     async def _new_engine(self) -> Engine[RewardModel]:
-        """An engine with the models loaded off the loop, which has scored once."""
+        """An engine with the models loaded off the loop, which has scored once.
+
+        Raises ShuttingDownError where `abandon_loading` is called meanwhile.
+        """
+        self._loading = in_daemon_thread(self._load)
         engine = Engine(
-            await asyncio.to_thread(self._load),
+            await self._loading,
             max_queue_tokens=self.settings.max_queue_tokens,
             max_waiting_requests=self.settings.max_waiting_requests,
-            num_threads=self._num_threads,
+            num_threads=self.thread_limit.num_threads,
         )
         engine.start()
         try:
-            await engine.score([Input(Text("ready"))])
+            for name, model in engine.models.items():
+                await engine.score([sample_input(model)], models=(name,))
+        except asyncio.CancelledError:
+            in_daemon_thread(engine.close)  # not awaited: the first forward may be compiling for minutes
+            raise
         except BaseException:
             await asyncio.to_thread(engine.close)
             raise
@@ -149,8 +221,8 @@ class Service:
         return engine
 
     def _load(self) -> dict[str, RewardModel]:
-        torch.set_num_threads(self._num_threads)
-        return load_models(self.settings)
+        torch.set_num_threads(self.thread_limit.num_threads)
+        return load_models(self.settings, self.thread_limit)
 
     async def wait_until_ready(self) -> None:
         """Returns once requests can be answered; raises what kept the service from it."""
@@ -158,11 +230,22 @@ class Service:
         if self.start_error is not None:
             raise self.start_error
 
+    def abandon_loading(self) -> None:
+        """Stops waiting for models that are being loaded, and fails whoever waits for them with ShuttingDownError.
+
+        The thread that loads cannot be stopped. The process does not wait for it when it exits.
+        """
+        if self._loading is not None and not self._loading.done():
+            self._loading.set_exception(ShuttingDownError("the service is shutting down; retry elsewhere"))
+
     async def close(self) -> None:
         """Refuses what is left and stops the threads."""
+        self.abandon_loading()
+        for reload in self._reloads:
+            reload.cancel()
         for engine in {self.engine, self._reloading}:
             if engine is not None:
-                engine.refuse_all()
+                engine.reject_all()
                 await asyncio.to_thread(engine.close)
         await asyncio.to_thread(self.worker.close)
 
@@ -177,18 +260,23 @@ class Service:
             raise NotReadyError("the models are still loading; retry when /ready answers 200")
         return self.engine
 
-    def require_models(self, wanted: Many[str] | None, needed_for: str) -> tuple[str, ...]:
-        """The models wanted, by default all that are loaded; InvalidInputError where one is not."""
+    def require_models(self, wanted: Sequence[str] | None, needed_for: str) -> tuple[str, ...]:
+        """The models wanted, by default all that are loaded; InvalidInputError where one is not.
+
+        In `needed_for`, which begins the message, `{index}` stands for the model's place among those wanted.
+        """
         loaded = self.ready_engine().models
-        for name in wanted or ():
+        for index, name in enumerate(wanted or ()):
             if name not in loaded:
                 raise InvalidInputError(
-                    f"{needed_for} needs the {name} model, which is not loaded; set REWARD_{name.upper()}_MODEL"
+                    f"{needed_for.replace('{index}', str(index))} needs the {name:.80} model, which is not loaded; name one of {', '.join(loaded)}, or "
+                    f"{how_to_load(name)}"
                 )
         return tuple(dict.fromkeys(wanted)) if wanted is not None else tuple(loaded)
 
     def check_count(self, name: str, count: int) -> None:
-        note_items(count)
+        if context := current_request():
+            context.num_items = count
         if count > self.settings.max_items:
             raise InvalidInputError(
                 f"{name} has {count} entries; the limit is {self.settings.max_items}, so split them"
@@ -196,7 +284,7 @@ class Service:
 
     async def score(
         self,
-        inputs: Many[Input],
+        inputs: Sequence[Input],
         *,
         models: tuple[str, ...],
         truncation: Truncation = "error",
@@ -211,5 +299,6 @@ class Service:
             token_scores=token_scores,
             deadline_seconds=deadline_seconds if deadline_seconds is not None else self.settings.deadline_seconds,
         )
-        note_scores(scores)
+        if context := current_request():
+            context.set_scores(scores)
         return scores

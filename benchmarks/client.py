@@ -15,7 +15,7 @@ _HEADER_END = b"\r\n\r\n"
 
 
 class ProtocolError(Exception):
-    """The server answered with something that this client does not read."""
+    """The server's response is not in the form that this client supports."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where a request goes: one path on one local port, with the API key that it asks for, if any."""
+    """A request's destination: a path on a local port, and the API key if there is one."""
 
     port: int
     path: str
@@ -35,7 +35,7 @@ class Endpoint:
     key: str = ""
 
     def request_bytes(self, body: bytes) -> bytes:
-        """Return the whole request, so that a run's inner loop only writes it."""
+        """Return the bytes of the whole request, so a run's inner loop only writes them."""
         authorization = f"Authorization: Bearer {self.key}\r\n" if self.key else ""
         head = (
             f"POST {self.path} HTTP/1.1\r\nHost: {self.host}:{self.port}\r\n{authorization}"
@@ -45,7 +45,7 @@ class Endpoint:
 
 
 class Connection(asyncio.Protocol):
-    """One connection that carries one request at a time; made by `connect`."""
+    """A connection with one request at a time; `connect` makes it."""
 
     def __init__(self) -> None:
         self._transport: asyncio.Transport | None = None
@@ -65,7 +65,7 @@ class Connection(asyncio.Protocol):
         return self._transport is not None and not self._transport.is_closing()
 
     def send(self, request: bytes) -> "asyncio.Future[Response]":
-        """Write a request; the future's result is its whole answer, or a `ConnectionError` or `ProtocolError`."""
+        """Write a request; the future's result is the whole response, its exception a `ConnectionError` or `ProtocolError`."""
         if self._transport is None or self._waiter is not None:
             raise RuntimeError("the connection is closed or still waits for an answer")
         self._waiter = asyncio.get_running_loop().create_future()

@@ -58,7 +58,7 @@ UNITS = {"s": (1000, "ms"), "bytes": (1e-6, "MB"), "percentunit": (100, "%")}
 
 @contextmanager
 def started(command: list[str], ready: str, log: Path) -> Iterator[None]:
-    """A program for as long as the context lasts, once `ready` answers 200."""
+    """Runs a program while the context lasts, which starts when `ready` answers 200."""
     with log.open("w") as out, subprocess.Popen(command, stdout=out, stderr=out, cwd=ROOT) as process:
         try:
             for _ in range(600):
@@ -76,7 +76,7 @@ def started(command: list[str], ready: str, log: Path) -> Iterator[None]:
 
 
 async def load(url: str, seconds: float) -> None:
-    """Groups of responses to one prompt, a wave of them every 20 s, with now and then an error or a client that leaves."""
+    """Sends groups of responses to one prompt in waves every 20 s, with occasional errors and disconnects."""
     rng = random.Random(0)  # noqa: S311 - traffic
     began = time.monotonic()
     room = asyncio.Semaphore(64)
@@ -115,7 +115,7 @@ async def load(url: str, seconds: float) -> None:
 def drawn(
     title: str, panel: dict[str, Any], answers: list[tuple[str, list[dict[str, Any]]]], axes: Any, start: float
 ) -> None:
-    """One panel: lines, a stack, a heat map or a figure."""
+    """Draws one panel: lines, a stack, a heat map or a number."""
     unit = panel["fieldConfig"]["defaults"].get("unit", "short")
     factor, suffix = UNITS.get(unit, (1, {"reqps": "/s", "ops": "/s"}.get(unit, "")))
     is_stat = panel["type"] == "stat"  # has its unit beside its value, and little room

@@ -12,7 +12,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """The sizes that decide a trunk's matrix products."""
+    """The sizes of a trunk that determine its matrix products."""
 
     num_layers: int
     hidden_size: int
@@ -53,7 +53,7 @@ class ModelShape:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a trunk must process: rows (tokens that are computed), attention's query-key pairs, scored positions."""
+    """The work of a trunk: rows (computed tokens), attention's query-key pairs, scored positions."""
 
     num_rows: int
     num_pairs: int
@@ -61,13 +61,13 @@ class Work:
 
 
 def whole_work(sequences: Sequence[Sequence[int]]) -> Work:
-    """Every sequence computed by itself."""
+    """The work if every sequence is computed by itself."""
     lengths = [len(sequence) for sequence in sequences]
     return Work(sum(lengths), sum(length * (length + 1) // 2 for length in lengths), len(lengths))
 
 
 def shared_work(sequences: Sequence[Sequence[int]]) -> Work:
-    """Every common prefix computed once: the nodes of the sequences' trie, each attending to its ancestors and itself."""
+    """The work if every common prefix is computed once: each node of the sequences' trie attends to its ancestors and itself."""
     num_rows = num_pairs = 0
     previous: Sequence[int] = ()
     for sequence in sorted(tuple(sequence) for sequence in sequences):

@@ -1,4 +1,4 @@
-"""What batch invariance costs: the engine as it is, and with what gives it taken away, on the same texts.
+"""Measures what batch invariance costs: the engine with and without it, on the same texts.
 
 `strict` is the engine. `loose` lets MKL sum a product's rows as it likes. `plain` also computes attention by sequence in one
 call, of the length that it has, and pads no rows: what one would write without the promise. Each runs in a process of its
@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +20,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from app.engine import attention
-from app.engine.attention import Queries, by_head, by_token
+from app.engine import reward_model
+from app.engine.attention import last_layer
+from app.engine.attention.backend import LayerOptions
+from app.engine.attention.cpu import Queries, by_head, by_token, own_queries
+from app.engine.row_layout import RowLayout
 from benchmarks.checkpoints import ensure_checkpoints
 from benchmarks.servers.in_process import open_engine
 from benchmarks.stats import Spread
@@ -37,7 +40,7 @@ WORKLOADS = ("distinct", "groups", "pairs")
 
 
 def measure_invariance(work_dir: Path, repeats: int, threads: int) -> dict[tuple[str, str], list[float]]:
-    """Seconds of each workload in each mode, one for each repeat; repeat by repeat, so that modes meet one machine."""
+    """Seconds of each workload in each mode, one per repeat; the modes alternate, so they run under the same conditions."""
     ensure_checkpoints(work_dir)
     seconds: dict[tuple[str, str], list[float]] = {(w, mode): [] for w in WORKLOADS for mode in MODES}
     for repeat in range(repeats):
@@ -73,42 +76,53 @@ def _run_child(
     return measured
 
 
-def plain_attention(
-    query: Tensor,  # (heads, rows, head_dim)
-    key: Tensor,  # (key_value_heads, key_rows, head_dim)
-    value: Tensor,  # (key_value_heads, key_rows, value_dim)
-    wanted: list[Queries],
-    scaling: float | None,
-    window: int | None,
-    softcap: float | None,
-) -> Tensor:
-    """In place of `block_attention`: one call a sequence's own queries, over the keys that they may see."""
-    assert window is None
-    assert softcap is None
-    queries, keys, values = by_token(query), by_token(key), by_token(value)
-    out = queries.new_zeros(query.shape[1], query.shape[0] * value.shape[2])  # (rows, heads * value_dim)
-    for each in wanted:
-        num_keys = int(each.positions[-1]) + 1
-        rows, key_rows = torch.from_numpy(each.rows), torch.from_numpy(each.path[:num_keys])
-        is_whole = len(each.positions) == num_keys
-        seen = torch.from_numpy(np.arange(num_keys) <= each.positions[:, None])  # (queries, keys)
-        attended = scaled_dot_product_attention(
-            by_head(queries, rows, 1, query.shape[0]),
-            by_head(keys, key_rows, 1, key.shape[0]),
-            by_head(values, key_rows, 1, value.shape[0]),
-            attn_mask=None if is_whole else seen,
-            is_causal=is_whole,
-            scale=scaling,
-            enable_gqa=True,
-        )
-        out.index_copy_(0, rows, attended.transpose(1, 2).reshape(len(each.rows), -1))
-    return out.view(1, query.shape[1], query.shape[0], value.shape[2])
+class PlainAttention:
+    """Replaces `BlockAttention`: one call per sequence for its own queries, over the keys that they may attend to."""
+
+    def __init__(self, wanted: list[Queries]) -> None:
+        self.wanted = wanted
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, options: LayerOptions) -> Tensor:
+        assert options.window is None
+        assert options.softcap is None
+        queries, keys, values = by_token(query[0]), by_token(key[0]), by_token(value[0])
+        num_heads, num_key_value_heads = query.shape[1], key.shape[1]
+        out = queries.new_zeros(query.shape[2], num_heads * value.shape[3])  # (rows, heads * value_dim)
+        for each in self.wanted:
+            num_keys = int(each.positions[-1]) + 1
+            rows, key_rows = torch.from_numpy(each.rows), torch.from_numpy(each.path[:num_keys])
+            is_whole = len(each.positions) == num_keys
+            seen = torch.from_numpy(np.arange(num_keys) <= each.positions[:, None])  # (queries, keys)
+            attended = scaled_dot_product_attention(
+                by_head(queries, rows, 1, num_heads),
+                by_head(keys, key_rows, 1, num_key_value_heads),
+                by_head(values, key_rows, 1, num_key_value_heads),
+                attn_mask=None if is_whole else seen,
+                is_causal=is_whole,
+                scale=options.scaling,
+                enable_gqa=True,
+            )
+            out.index_copy_(0, rows, attended.transpose(1, 2).reshape(len(each.rows), -1))
+        return out.view(1, query.shape[2], num_heads, value.shape[3])
+
+    def upload(self, device: torch.device, windows: Iterable[int | None]) -> None:
+        """Nothing is kept on a device."""
 
 
-def take_invariance_away() -> None:
-    attention.query_blocks = lambda wanted: wanted  # type: ignore[assignment,return-value]
-    attention.block_attention = plain_attention  # type: ignore[assignment]
-    attention.padded_length = lambda num_rows, multiple: num_rows  # noqa: ARG005 - its signature
+class PlainBackend:
+    def num_rows(self, num_tokens: int, row_multiple: int) -> int:  # noqa: ARG002 - the protocol's
+        return num_tokens
+
+    def num_keys(self, num_rows: int, num_cached: int) -> int:
+        return num_rows + num_cached
+
+    def prepare(self, layout: RowLayout, num_rows: int) -> PlainAttention:
+        return PlainAttention(own_queries(layout, num_rows))
+
+
+def remove_invariance() -> None:
+    reward_model.BACKENDS["blocks"] = PlainBackend()
+    last_layer.BlockAttention = PlainAttention  # type: ignore[assignment, attr-defined]
 
 
 async def _measure(checkpoint: Path, repeat: int, threads: int) -> dict[str, float]:
@@ -132,7 +146,7 @@ def main() -> None:
     parser.add_argument("threads", type=int)
     arguments = parser.parse_args()
     if arguments.mode == "plain":
-        take_invariance_away()
+        remove_invariance()
     checkpoint = ensure_checkpoints(arguments.work_dir)["deep"]
     print(json.dumps(asyncio.run(_measure(checkpoint, arguments.repeat, arguments.threads))))
 

@@ -16,12 +16,12 @@ MAX_IDLE_SECONDS = 2.0
 
 
 class LoadError(Exception):
-    """A server answered a benchmark request with an error; no figure from such a run is worth printing."""
+    """A server answered a benchmark request with an error, so the run is invalid."""
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What one pass over the requests gave; `latencies` (seconds) and `bodies` are in the requests' order."""
+    """The result of one pass over the requests; `latencies` (seconds) and `bodies` are in the requests' order."""
 
     seconds: float
     latencies: tuple[float, ...]
@@ -95,7 +95,7 @@ async def open_loop(endpoint: Endpoint, bodies: Sequence[bytes], rate: float, se
 
 
 class ConnectionPool:
-    """Connections of an open loop: the one used last is taken first; one that idled long may be closed by the server and is dropped."""
+    """A pool of connections for an open loop: the one used last is reused first; connections idle for long are dropped, because the server may have closed them."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint

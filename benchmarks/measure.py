@@ -1,4 +1,4 @@
-"""One workload measured on several servers: started together, run by turns, checked against each other and the oracle.
+"""Measures one workload on several servers: they start together, take turns, and must agree with each other and the reference.
 
 Every repeat has texts of its own, so that no server's cache outlives it, and rotates the order of the servers; those that do
 not run are stopped by signal, and the machine's GEMM rate is taken before and after each turn.
@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from benchmarks.agreement import largest_difference
 from benchmarks.flops import ModelShape, Work, interpolated_work, shared_work, trunk_flops, whole_work
-from benchmarks.reference import GemmMeter, oracle_scores
+from benchmarks.reference import GemmMeter, reference_scores
 from benchmarks.results import Sample, StartUp, WorkloadResult
 from benchmarks.servers.targets import HttpTarget, Options, Scored, Target, launched
 from benchmarks.stats import percentile
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to measure. `rate` (requests/s) turns the closed loop into an open one; `pruned_last_layer` says what the service executes."""
+    """The plan of a measurement. `rate` (requests/s) turns the closed loop into an open one; `pruned_last_layer` says what the service executes."""
 
     targets: tuple[str, ...]
     repeats: int
@@ -44,7 +44,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a workload's repeats share."""
+    """State that a workload's repeats share."""
 
     name: str
     plan: Plan
@@ -63,7 +63,7 @@ def measure_workload(name: str, checkpoints: Mapping[str, Path], plan: Plan) -> 
     shape = ModelShape.from_config(json.loads((checkpoint / "config.json").read_text()))
     context = Context(name, plan, tokenizer, tokenizer_words(tokenizer.get_vocab()), shape)
     sampled = context.workload(plan.seed).texts[:NUM_ORACLE_TEXTS]
-    oracle = oracle_scores(checkpoint, sampled, plan.options.num_threads)
+    expected = reference_scores(checkpoint, sampled, plan.options.num_threads)
 
     samples: list[Sample] = []
     differences: list[float] = []
@@ -83,7 +83,7 @@ def measure_workload(name: str, checkpoints: Mapping[str, Path], plan: Plan) -> 
             differences.append(largest_difference(scored.scores))
             if repeat == 0:
                 sampled_scores = {target: values[:NUM_ORACLE_TEXTS] for target, values in scored.scores.items()}
-                differences.append(largest_difference({"transformers": oracle, **sampled_scores}))
+                differences.append(largest_difference({"transformers": expected, **sampled_scores}))
         start_ups = tuple(_start_up(name, target_name, target) for target_name, target in targets.items())
     return WorkloadResult(tuple(samples), start_ups, max(differences))
 
@@ -119,7 +119,7 @@ def _repeat(context: Context, repeat: int, targets: Mapping[str, Target], meter:
 def _sample(
     context: Context, turn: tuple[str, int], scored: Scored, work: tuple[Work, Work], gemm_rate: float
 ) -> Sample:
-    """Return the turn's figures; `turn` is the server and the repeat, `work` the texts' whole and shared."""
+    """Return the sample of one turn; `turn` is (server, repeat), `work` the texts' work without and with sharing."""
     target, repeat = turn
     whole, shared = work
     computed = [reply.num_computed_tokens for reply in scored.replies if reply.num_computed_tokens is not None]
@@ -145,7 +145,7 @@ def _sample(
 
 
 def _warm_up(context: Context) -> Workload:
-    """Return a quarter of a repeat's texts, with words of their own."""
+    """Return warm-up texts: a quarter of a repeat's, with other words."""
     workload = context.workload(WARM_UP_SEED)
     texts = workload.texts[: max(1, len(workload.texts) // 4)]
     return Workload(workload.name, workload.checkpoint, workload.concurrency, texts)
@@ -168,7 +168,7 @@ def _run(target: Target, workload: Workload, rate: float | None, seed: int) -> S
 
 
 def _new_event_loop() -> asyncio.AbstractEventLoop:
-    """Return uvloop's loop where it is installed; the client then costs about half."""
+    """Return uvloop's loop factory if it is installed, which halves the client's cost."""
     try:
         import uvloop
     except ImportError:

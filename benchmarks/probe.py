@@ -1,4 +1,4 @@
-"""`python -m benchmarks.probe PORT`: asks /health over and over until its input ends, then prints the seconds of each answer.
+"""`python -m benchmarks.probe PORT`: requests /health repeatedly until its input ends, then prints the seconds of each response.
 
 A process of its own, that imports next to nothing: what it measures is the server, and not a client that is busy with its load.
 """

@@ -1,4 +1,4 @@
-"""What int8 weights cost and save: scores against float32 on real texts, speed and memory, model by model.
+"""Compares int8 weights with float32 on real texts: scores, speed and memory, model by model.
 
     python -m benchmarks.quantization
 
@@ -10,7 +10,7 @@ that are measured. Texts are the recipe's. Prints one table and, on the last lin
 import argparse
 import json
 import time
-from collections.abc import Sequence as Many
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,24 +19,25 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForSequenceClassification
 
-from app.engine.loading import load_checkpoint
+from app.checkpoints.loading import load_checkpoint
+from app.engine.batch import Batch
+from app.engine.inputs import Input, PromptResponse
 from app.engine.process import prepare_process
 from app.engine.reward_model import RewardModel
-from app.engine.self_test import choose_path
-from app.engine.sequence import Sequence
-from app.engine.tokenization import Input, PromptResponse
+from app.engine.self_test import select_plan
+from app.engine.sequence import TokenSequence
 from benchmarks.checkpoints import PADDING, find_gguf
 from benchmarks.table import format_table
 
 ROOT = Path(__file__).resolve().parent.parent
-ANSWERS = ROOT / "models" / "recipe" / "data" / "answers.jsonl"
+PREFERENCES = ROOT / "models" / "recipe" / "data" / "preferences"
 MAX_LENGTH = 256
 RIDGE = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One model's figures; differences are int8 less float32, in units of the score."""
+    """One model's figures; differences are int8 minus float32, in units of the score."""
 
     model: str
     num_texts: int
@@ -52,32 +53,31 @@ class Row:
 
 
 def read_pairs(num_prompts: int, skip: int = 0) -> list[PromptResponse]:
-    """Two answers to each prompt, one after the other; prompts are spread over the file's topics."""
-    with ANSWERS.open(encoding="utf-8") as lines:
-        rows = [json.loads(line) for line in lines]
+    """Two responses to each prompt, one after the other; the prompts cover the kinds evenly."""
+    rows = [json.loads(line) for file in sorted(PREFERENCES.glob("*.jsonl")) for line in file.open(encoding="utf-8")]
     chosen = rows[skip :: len(rows) // num_prompts][:num_prompts]
-    return [PromptResponse(row["prompt"], row[kind]) for row in chosen for kind in ("calm", "hot")]
+    return [PromptResponse(row["prompt"], response["text"]) for row in chosen for response in row["responses"][:2]]
 
 
 def load(directory: Path, dtype: str) -> RewardModel:
     checkpoint = load_checkpoint(str(directory), device="cpu", dtype=dtype)
     model = RewardModel("helpfulness", checkpoint, max_batch_tokens=2048, max_length=MAX_LENGTH)
-    choose_path(model)
+    select_plan(model)
     return model
 
 
-def sequences_of(model: RewardModel, texts: Many[PromptResponse]) -> list[Sequence]:
+def sequences_of(model: RewardModel, texts: Sequence[PromptResponse]) -> list[TokenSequence]:
     encoded = model.tokenization.encode([Input(text) for text in texts], "right")
-    return [sequence for sequence in encoded if isinstance(sequence, Sequence)]
+    return [sequence for sequence in encoded if isinstance(sequence, TokenSequence)]
 
 
-def scored(model: RewardModel, texts: Many[PromptResponse]) -> tuple[np.ndarray[Any, np.dtype[np.float64]], float]:
-    """The scores and the tokens a second, in batches of about the budget."""
+def scored(model: RewardModel, texts: Sequence[PromptResponse]) -> tuple[np.ndarray[Any, np.dtype[np.float64]], float]:
+    """(scores, tokens per second), in batches of about the token budget."""
     sequences = sequences_of(model, texts)
     scores: list[float] = []
     started = time.perf_counter()
     for start in range(0, len(sequences), 16):
-        scores += [result.score for result in model.score(sequences[start : start + 16])]
+        scores += [result.score for result in model.score(Batch.of(sequences[start : start + 16]))]
     seconds = time.perf_counter() - started
     return np.array(scores), sum(sequence.num_tokens for sequence in sequences) / seconds
 
@@ -93,7 +93,7 @@ def ranks(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return np.argsort(np.argsort(values))
 
 
-def compare(name: str, directory: Path, texts: Many[PromptResponse]) -> Row:
+def compare(name: str, directory: Path, texts: Sequence[PromptResponse]) -> Row:
     exact_model = load(directory, "float32")
     exact, exact_speed = scored(exact_model, texts)
     exact_megabytes = weight_megabytes(exact_model)
@@ -115,12 +115,12 @@ def compare(name: str, directory: Path, texts: Many[PromptResponse]) -> Row:
         flipped_answers=float(answers.mean()),
         megabytes=(exact_megabytes, weight_megabytes(model)),
         tokens_per_second=(exact_speed, speed),
-        is_batch_invariant=model.facts.batch_invariant,
+        is_batch_invariant=model.plan.batch_invariant,
     )
 
 
-def make_smollm2(directory: Path, texts: Many[PromptResponse]) -> Path:
-    """All 30 layers of SmolLM2-135M with a head that was fitted to tell each prompt's two answers apart."""
+def make_smollm2(directory: Path, texts: Sequence[PromptResponse]) -> Path:
+    """All 30 layers of SmolLM2-135M, with a head fitted to separate each prompt's two responses."""
     if (directory / "model.safetensors").exists():
         return directory
     gguf = find_gguf(directory.parent)
@@ -144,7 +144,7 @@ def make_smollm2(directory: Path, texts: Many[PromptResponse]) -> Path:
     return directory
 
 
-def ridge_head(model: RewardModel, texts: Many[PromptResponse]) -> torch.Tensor:
+def ridge_head(model: RewardModel, texts: Sequence[PromptResponse]) -> torch.Tensor:
     """w = argmin |S w - y|^2 + ridge |w|^2 with S the standardized last states, y +-1; as weights of the plain states."""
     rows = []
     with torch.inference_mode():
@@ -160,7 +160,7 @@ def ridge_head(model: RewardModel, texts: Many[PromptResponse]) -> torch.Tensor:
     return weight.float()[None]
 
 
-def table(rows: Many[Row]) -> str:
+def table(rows: Sequence[Row]) -> str:
     headers = ["model", "invariant", "texts", "deviation", "mean |d|", "max |d|", "Spearman", "flipped pairs"]
     headers += ["flipped answers", "MB fp32", "MB int8", "speed int8 / fp32"]
     cells = [

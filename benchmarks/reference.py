@@ -1,4 +1,4 @@
-"""What servers are held against, computed in processes of their own: the oracle's scores and the machine's GEMM rate."""
+"""What servers are compared with, computed in separate processes: the reference scores and the machine's GEMM rate."""
 
 import json
 import subprocess
@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Self
 
 
-def oracle_scores(checkpoint: Path, texts: Sequence[str], num_threads: int) -> list[float]:
+def reference_scores(checkpoint: Path, texts: Sequence[str], num_threads: int) -> list[float]:
     """Return transformers' own scores of `texts`, each computed alone."""
-    command = [sys.executable, "-m", "benchmarks.oracle", str(checkpoint), "--threads", str(num_threads)]
+    command = [sys.executable, "-m", "benchmarks.reference_forward", str(checkpoint), "--threads", str(num_threads)]
     done = subprocess.run(command, input=json.dumps(list(texts)), stdout=subprocess.PIPE, text=True, check=True)
     return [float(score) for score in json.loads(done.stdout)]
 
@@ -24,7 +24,7 @@ class GemmMeter:
         self._process = subprocess.Popen([*command, *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def measure(self) -> float:
-        """Return FLOP/s now; about 1.5 s."""
+        """Return the current FLOP/s; takes about 1.5 s."""
         if self._process.stdin is None or self._process.stdout is None:
             raise RuntimeError("the GEMM process was started without pipes")
         self._process.stdin.write("\n")

@@ -1,4 +1,4 @@
-"""What a measurement gives: one record a turn, and what starting the servers took. Plain data, ready for JSON."""
+"""The results of a measurement: one record per turn, and the servers' start-up times. Plain data, ready for JSON."""
 
 from dataclasses import dataclass
 
@@ -27,7 +27,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class StartUp:
-    """What a server took to become ready, and its resident memory after the runs (after the start, without runs)."""
+    """Seconds until a server was ready, and its resident memory after the runs (after the start if there were none)."""
 
     workload: str
     target: str

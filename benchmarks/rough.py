@@ -1,4 +1,4 @@
-"""Clients as a server must expect them: slow, gone, too large, silent, idle.
+"""Badly behaved clients that a server must expect: slow, disconnecting, oversized, silent, idle.
 
 `python -m benchmarks.rough PORT NAME...` is these crowds until its input ends. A process of its own, so that what they do
 costs the normal traffic's client nothing: what they disturb is the server.
@@ -14,16 +14,16 @@ from typing import cast
 from benchmarks.client import Endpoint
 
 Crowd = Callable[[int, bytes], Awaitable[None]]
-"""One client of a crowd, from its port and a request that is well-formed, over and over."""
+"""One client of a crowd: takes the port and a well-formed request, and runs until it is cancelled."""
 
 CHUNK = bytes(1 << 20)
 LARGE_BODY_BYTES = 100_000_000
 SETTLE_SECONDS = 3
-"""Until all of a crowd are connected, and those that ask once have their answer."""
+"""Time limit for a crowd to connect, and for its single requests to be answered."""
 
 
 async def slow(port: int, request: bytes) -> None:
-    """Sends a byte a second."""
+    """Sends one byte per second."""
     async with opened(port) as (_, writer):
         for i in range(len(request)):
             writer.write(request[i : i + 1])
@@ -47,7 +47,7 @@ async def gone_before_the_answer(port: int, request: bytes) -> None:
 
 
 async def too_large(port: int, request: bytes) -> None:
-    """Sends 100 MB, whatever is said meanwhile, and reads the answer."""
+    """Sends 100 MB even if the server responds early, then reads the response."""
     head = request.partition(b"\r\n\r\n")[0].rpartition(b"\r\nContent-Length")[0]
     async with opened(port) as (reader, writer):
         writer.write(head + b"\r\nContent-Length: %d\r\n\r\n" % LARGE_BODY_BYTES)
@@ -60,14 +60,14 @@ async def too_large(port: int, request: bytes) -> None:
 
 
 async def half_open(port: int, request: bytes) -> None:
-    """Sends half of a request's head and nothing more; comes again when it is thrown out."""
+    """Sends half of a request's headers and nothing more; reconnects when it is disconnected."""
     async with opened(port) as (reader, writer):
         writer.write(request[:30])
         await reader.read()
 
 
 async def idle(port: int, request: bytes) -> None:
-    """Asks once and keeps the connection."""
+    """Sends one request and keeps the connection open."""
     async with opened(port) as (reader, writer):
         writer.write(request)
         await reader.read()
@@ -81,13 +81,12 @@ CROWDS: dict[str, tuple[Crowd, int]] = {
     "half of a head": (half_open, 1000),
     "idle keep-alive": (idle, 2000),
 }
-"""By name: what each client does, and how many there are at once."""
+"""(client, number of clients at once) by name."""
 
 
 @contextlib.contextmanager
 def crowds(names: Sequence[str], port: int) -> Iterator[None]:
-    """These crowds are there for as long as the context lasts; raises RuntimeError where one of their clients was not
-    answered as it should be."""
+    """Runs these crowds while the context lasts; raises RuntimeError if one of their clients got an unexpected response."""
     command = [sys.executable, "-m", "benchmarks.rough", str(port), *names]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdout is not None
@@ -101,7 +100,7 @@ def crowds(names: Sequence[str], port: int) -> Iterator[None]:
 
 
 async def be(names: Sequence[str], port: int) -> None:
-    """The crowds, until the standard input ends."""
+    """Runs the crowds until standard input ends."""
     request = Endpoint(port, "/score").request_bytes(b'{"items": [{"text": "how long should green tea steep"}]}')
     ended = asyncio.Event()
     asyncio.get_running_loop().add_reader(sys.stdin, ended.set)

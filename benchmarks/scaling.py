@@ -1,4 +1,4 @@
-"""What scale-out does to prefix sharing: `python -m benchmarks.scaling` prints docs/scaling.md's table.
+"""Measures prefix sharing with several engines: `python -m benchmarks.scaling` prints the table of docs/scaling.md.
 
 The workload `groups` (6 prompts x 16 responses, one a request, all in flight at once) against the service on a Ray cluster
 of this machine, by number of engines, with requests routed by load and by prompt. What is measured is which prompts
@@ -39,7 +39,9 @@ HEADERS = ("engines", "routed by", "sharing ratio", "low-high", "of what there i
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """One pass. `ratio` of `possible`: what the texts have in common; `busiest`: that engine's part of all tokens."""
+    """One pass. `ratio` is the share of tokens that sharing saved, `possible` the most that it could save with these texts;
+    `busiest` is the busiest engine's share of all tokens.
+    """
 
     num_engines: int
     routed_by: str
@@ -51,7 +53,7 @@ class Shared:
 
 @contextmanager
 def cluster() -> Iterator[int]:
-    """Ray Serve on this machine, small; the port of its proxy."""
+    """Runs a small Ray Serve on this machine; yields the port of its proxy."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     import ray
     from ray import serve
@@ -59,7 +61,7 @@ def cluster() -> Iterator[int]:
     directory = tempfile.mkdtemp(prefix="ray-")
     try:
         ray.init(
-            num_cpus=32,  # to be shared out, not to be had
+            num_cpus=32,  # a number for Ray's scheduler, not the machine's cores
             include_dashboard=False,
             object_store_memory=200 * 2**20,
             _temp_dir=directory,
@@ -78,7 +80,7 @@ def cluster() -> Iterator[int]:
 
 
 def deploy(checkpoint: Path, num_engines: int, *, by_prompt: bool) -> None:
-    """Returns once so many engines serve the checkpoint."""
+    """Returns once this many engines serve the checkpoint."""
     from ray import serve
 
     from app.ray_serve import app
@@ -102,7 +104,7 @@ def tokens_by_engine(port: int) -> dict[str, float]:
 
 
 def measure(port: int, workload: Workload, tokenizer: Tokenizer) -> tuple[float, float, float, float]:
-    """One pass over the texts: ratio, possible ratio, busiest engine's part, requests/s."""
+    """Runs one pass over the texts: (sharing ratio, possible ratio, busiest engine's share of all tokens, requests/s)."""
     before = tokens_by_engine(port)
     bodies = [json.dumps({"items": [{"text": text}]}).encode() for text in workload.texts]
     run = asyncio.run(closed_loop(Endpoint(port, "/score"), bodies, workload.concurrency))
@@ -132,7 +134,7 @@ def run(checkpoint: Path, numbers: Sequence[int], ways: Sequence[str], repeats: 
 
 
 def cells(passes: Sequence[Shared]) -> list[tuple[str, ...]]:
-    """A row for each number of engines and way of routing, over its passes."""
+    """One row per number of engines and kind of routing, over its passes."""
     rows: list[tuple[str, ...]] = []
     for key in dict.fromkeys((each.num_engines, each.routed_by) for each in passes):
         own = [each for each in passes if (each.num_engines, each.routed_by) == key]
@@ -155,7 +157,7 @@ def cells(passes: Sequence[Shared]) -> list[tuple[str, ...]]:
 
 
 def main() -> None:
-    """Measure, print the table, and every pass as one JSON object on the last line."""
+    """Measures, prints the table, and prints every pass as one JSON object on the last line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
     parser.add_argument("--engines", nargs="+", type=int, default=[1, 2, 4])
     parser.add_argument("--routed-by", nargs="+", choices=WAYS, default=list(WAYS))

@@ -1,4 +1,4 @@
-"""A running service for the reliability runs: the shipped models, or a tiny one that leaves HTTP as the limit."""
+"""Starts a service for the reliability runs, with the shipped models or with a tiny one that makes HTTP the bottleneck."""
 
 import contextlib
 import json
@@ -22,13 +22,13 @@ SENTENCE = (
 
 
 def make_tiny(directory: Path) -> Path:
-    """The shipped model's tokenizer and one random layer, 64 wide."""
+    """A checkpoint with the shipped models' tokenizer and one random layer of width 64."""
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     if not (directory / "model.safetensors").exists():
-        shutil.copytree(MODELS / MODEL, directory, ignore=shutil.ignore_patterns("*.safetensors", "*.png", "*.md"))
-        sizes = {"num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 128, "head_dim": 32}
+        shutil.copytree(MODELS / "trunk", directory, ignore=shutil.ignore_patterns("*.gguf", "*.md"))
+        sizes = {"num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 128, "head_dim": 32, "num_labels": 1}
         heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "dtype": "float32"}
         config = AutoConfig.from_pretrained(directory, **sizes, **heads)
         torch.manual_seed(0)
@@ -40,7 +40,7 @@ def make_tiny(directory: Path) -> Path:
 
 @contextlib.contextmanager
 def served(kind: str, work_dir: Path, *, num_threads: int, **settings: str) -> Iterator[ServerProcess]:
-    """The service on a tiny checkpoint (`tiny`, as both of its models), or on those that it ships (`models`).
+    """Runs the service on a tiny checkpoint as both models (`tiny`), or on the shipped models (`models`).
 
     Call on the main thread: SIGTERM, too, ends the service with its caller.
     """
@@ -63,7 +63,7 @@ def served(kind: str, work_dir: Path, *, num_threads: int, **settings: str) -> I
 
 
 def texts(count: int, shortest: int, longest: int, seed: int) -> list[str]:
-    """Texts of mixed length in words, most of them short (evenly spread by logarithm), no two alike."""
+    """Distinct texts of mixed length; the lengths in words are log-uniform, so most texts are short."""
     source = random.Random(seed)  # noqa: S311 - texts, not secrets
     words = SENTENCE.split()
     lengths = [round(shortest * (longest / shortest) ** (i / max(count - 1, 1))) for i in range(count)]

@@ -1,8 +1,11 @@
-"""`python -m benchmarks.soak --minutes 30`: does anything grow, or slow down, when the service is used all day?
+"""`python -m benchmarks.soak --minutes 30`: does the service's memory grow, or does it slow down, under long use?
 
 Measures what the service can do with a mix of requests, then sends it that mix at a share of it (Poisson arrivals) for the time
 given, some of it wrong, some of whose clients leave, with a reload now and then, and prints what the process holds and how fast
 it answers. Ends with 1 where memory, files, threads or latency grow, or an answer is not what it must be.
+
+The prefix cache fills up to its limit, and again after each reload. The limit is low enough for the cache to be full in the
+first third of the run, so that what grows later is a leak. Where it was not full in the second third, memory may grow by the limit.
 """
 
 import argparse
@@ -11,6 +14,7 @@ import itertools
 import json
 import math
 import random
+import re
 import sys
 import time
 from collections import Counter
@@ -29,23 +33,27 @@ from benchmarks.table import format_table
 from benchmarks.watch import Sample, Watched, watching
 
 KEY = "soak"
+LOGIN = f"Authorization: Bearer {KEY}\r\n"
 MIN_MINUTES = 3
 LEAVES_AFTER_SECONDS = 0.005
 MAX_RELOAD_SECONDS, NUM_RELOADS = 300.0, 6
-"""Each third has as many reloads as the next, two or more: for a moment they take memory and threads."""
+"""Each third of the run has the same number of reloads, at least two, because a reload briefly takes memory and threads."""
 MAX_IN_FLIGHT = 256
-"""Arrivals beyond are left out and counted: a machine that others use as well may be too slow for a while."""
+"""Arrivals beyond this are skipped and counted: a shared machine may be too slow for a while."""
 MAX_GROWTH = 1.05
-"""The most memory, and the median of the open files, of the last third, in parts of the second third's."""
+"""Limits of the last third relative to the second: maximum memory, and median number of open files."""
 MORE_FILES, MORE_THREADS = 10, 1
-"""What chance may add to a third's median; a reload that kept its threads would add two a time."""
+"""Random variation of a third's median; a reload that leaked its threads would add two each time."""
+CACHE_MB = {"tiny": 64, "models": 512}
+"""The limit of the prefix cache, by kind: full within seconds, and a reload that leaked it would show."""
+EVICTED_PAGES = re.compile(r"^reward_prefix_cache_evicted_pages\S* (\S+)$", re.MULTILINE)
 MAX_DRIFT = 1.5
-"""The median latency of the last third, in parts of the second third's."""
+"""Limit of the last third's median latency relative to the second's."""
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One kind of request: where it goes, its body and the status that it must be answered with."""
+    """One kind of request: its path, its body and the expected status."""
 
     path: str
     body: bytes
@@ -55,14 +63,16 @@ class Call:
 
 @dataclass(slots=True)
 class Minute:
-    """What was answered in one minute, by the time at which it was due."""
+    """The responses of one minute, by the time at which the request was due."""
 
     latencies: list[float] = field(default_factory=list)
     outcomes: Counter[str] = field(default_factory=Counter)
+    cache_is_full: bool = False
+    """Whether every prefix cache was seen to be full in it, before a reload."""
 
 
 def mix(count: int, seed: int) -> list[Call]:
-    """Calls of every route, in an order of chance."""
+    """Calls of every route, in random order."""
     source = random.Random(seed)  # noqa: S311 - requests, not secrets
     some = texts(count * 4, 3, 120, seed)
     calls = []
@@ -93,7 +103,7 @@ def encode(body: object) -> bytes:
 
 
 class Soak:
-    """An open loop of calls against one server, and what came back, by minute."""
+    """An open loop of calls to one server, and the responses by minute."""
 
     def __init__(self, port: int, calls: Sequence[Call]) -> None:
         self._port = port
@@ -103,7 +113,7 @@ class Soak:
         self.minutes: list[Minute] = []
 
     async def most(self, seconds: float, concurrency: int = 32) -> float:
-        """The calls a second that it answers when as many as `concurrency` are always on their way."""
+        """Calls per second that the server answers with `concurrency` calls always in flight."""
         ends = time.monotonic() + seconds
         minute, calls = Minute(), itertools.cycle(self._calls)
 
@@ -115,7 +125,7 @@ class Soak:
         return sum(minute.outcomes.values()) / seconds
 
     async def at_share(self, share: float, seconds: float, seed: int, pid: int) -> Watched:
-        """Watches the process for the `seconds`, not while its most is measured."""
+        """Watches the process for `seconds`, after its maximum rate was measured."""
         await self.most(5)  # warms up
         most = await self.most(15)
         print(f"{most:.0f} requests/s at most; {seconds / 60:g} minutes at {share * most:.0f}", flush=True)
@@ -172,30 +182,42 @@ class Soak:
     async def _reload(self, minute: Minute) -> None:
         endpoint = Endpoint(self._port, "/admin/reload", key=KEY)
         connection = await Connection.connect(endpoint)
+        metrics = await connection.send(
+            f"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1:{self._port}\r\n{LOGIN}\r\n".encode()
+        )
+        minute.cache_is_full |= is_full(metrics.body.decode())
         response = await connection.send(endpoint.request_bytes(b""))
         connection.close()
         minute.outcomes["reloads" if response.status == 200 else f"reload answered {response.status}"] += 1
+
+
+def is_full(metrics: str) -> bool:
+    """Whether every model's prefix cache has evicted something since the load, by the text of /metrics."""
+    evicted = [float(count) for count in EVICTED_PAGES.findall(metrics)]
+    return bool(evicted) and min(evicted) > 0
 
 
 ALLOWED = {"as expected", "left", "left out", "reloads"}
 
 
 def slope_mb_per_hour(samples: Sequence[Sample]) -> float:
-    """Of the least-squares line through the resident memory."""
+    """The slope of the least-squares line through the resident memory."""
     mean_at = sum(each.at for each in samples) / len(samples)
     mean = sum(each.resident_bytes for each in samples) / len(samples)
     over = sum((each.at - mean_at) * (each.resident_bytes - mean) for each in samples)
     return over / sum((each.at - mean_at) ** 2 for each in samples) * 3600 / 1e6
 
 
-def verdict(watched: Watched, minutes: Sequence[Minute]) -> tuple[list[str], bool]:
-    """In words, and whether nothing grew. What happens in the first third is warming up."""
+def verdict(watched: Watched, minutes: Sequence[Minute], cache_bytes: float) -> tuple[list[str], bool]:
+    """(report, whether nothing grew). The first third is warm-up. `cache_bytes` is the limit of all prefix caches."""
     settled = watched.samples[len(watched.samples) // 3 :]
     second, last = settled[: len(settled) // 2], settled[len(settled) // 2 :]
     memory = [max(each.resident_bytes for each in part) / 1e6 for part in (second, last)]
     slope = slope_mb_per_hour(settled)
     files, threads = [[median(map(count, part)) for part in (second, last)] for count in (num_files, num_threads)]
     third = len(minutes) // 3
+    was_full = any(minute.cache_is_full for minute in minutes[third : 2 * third])
+    cache_mb = 0.0 if was_full else cache_bytes / 1e6  # that the last third may have more
     early, late = [
         percentile([each for minute in part for each in minute.latencies] or [0.0], 50)
         for part in (minutes[third : 2 * third], minutes[2 * third :])
@@ -204,7 +226,7 @@ def verdict(watched: Watched, minutes: Sequence[Minute]) -> tuple[list[str], boo
     wrong = {name: count for name, count in outcomes.items() if name not in ALLOWED}
     good = (
         not wrong
-        and memory[1] <= MAX_GROWTH * memory[0]
+        and memory[1] <= MAX_GROWTH * memory[0] + cache_mb
         and threads[1] <= threads[0] + MORE_THREADS
         and files[1] <= MAX_GROWTH * files[0] + MORE_FILES
         and late <= MAX_DRIFT * early + 0.005
@@ -214,7 +236,12 @@ def verdict(watched: Watched, minutes: Sequence[Minute]) -> tuple[list[str], boo
         for name, percent in (("p50", 50), ("p99", 99), ("max", 100))
     )
     words = [
-        f"memory at most {memory[0]:.0f} MB in the second third, {memory[1]:.0f} in the last; slope {slope:+.1f} MB an hour",
+        f"memory at most {memory[0]:.0f} MB in the second third, {memory[1]:.0f} in the last; slope {slope:+.1f} MB an hour; "
+        + (
+            "the prefix cache was full"
+            if was_full
+            else f"the prefix cache was not full and may grow by {cache_mb:.0f} MB"
+        ),
         f"open files {files[0]:g} in the second third, {files[1]:g} in the last (median); threads {threads[0]:g} and {threads[1]:g}",
         f"median latency {1000 * early:.1f} ms in the second third, {1000 * late:.1f} ms in the last",
         f"answers: {dict(outcomes)}",
@@ -259,6 +286,9 @@ def main() -> int:
     parser.add_argument("--share", type=float, default=0.8, help="of what the service can do")
     parser.add_argument("--kind", choices=("tiny", "models"), default="tiny")
     parser.add_argument("--threads", type=int, default=1, help="of the service's forward")
+    parser.add_argument(
+        "--prefix-cache-mb", type=float, help="the service's setting; by default what fills within seconds"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work-dir", type=Path, default=Path(__file__).parent / "work")
     options = parser.parse_args()
@@ -266,11 +296,13 @@ def main() -> int:
         parser.error(f"--minutes {options.minutes:g} is too short to see anything grow; give {MIN_MINUTES} or more")
     raise_file_limit()
     calls = mix(2000, options.seed)
-    with served(options.kind, options.work_dir, num_threads=options.threads, API_KEYS=KEY) as process:
+    cache_mb = CACHE_MB[options.kind] if options.prefix_cache_mb is None else options.prefix_cache_mb
+    settings = {"API_KEYS": KEY, "PREFIX_CACHE_MB": f"{cache_mb:g}"}
+    with served(options.kind, options.work_dir, num_threads=options.threads, **settings) as process:
         soak = Soak(process.port, calls)
         watched = asyncio.run(soak.at_share(options.share, 60 * options.minutes, options.seed, process.pid))
         print(by_minute(watched, soak.minutes, max(1, round(options.minutes / 10))))
-        words, good = verdict(watched, soak.minutes)
+        words, good = verdict(watched, soak.minutes, 1e6 * cache_mb)
         print("\n".join(["", *words]))
     return 0 if good else 1
 

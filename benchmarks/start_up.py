@@ -1,4 +1,4 @@
-"""How long the service takes from its command to ready, and how much memory it then holds."""
+"""Measures the service's time from its command to ready, and its memory then."""
 
 from pathlib import Path
 

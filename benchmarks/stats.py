@@ -1,13 +1,14 @@
-"""Order statistics of small samples, pure."""
+"""Order statistics of small samples."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """The median of some repeats and their extremes, in the repeats' unit."""
+    """The median and the extremes of repeated measurements, in their unit."""
 
     median: float
     low: float
@@ -15,17 +16,12 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Spread":
+        """Raises ValueError if there are no values."""
         return cls(percentile(values, 50), min(values), max(values))
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """Return the `percent`-th percentile with linear interpolation between the neighbouring ranks (numpy's default)."""
+    """numpy's percentile, with linear interpolation; raises ValueError if there are no values."""
     if not values:
         raise ValueError("a percentile needs at least one value")
-    if not 0 <= percent <= 100:
-        raise ValueError(f"percent must be from 0 to 100, got {percent}")
-    ordered = sorted(values)
-    position = (len(ordered) - 1) * percent / 100
-    lower = math.floor(position)
-    upper = math.ceil(position)
-    return ordered[lower] + (ordered[upper] - ordered[lower]) * (position - lower)
+    return float(np.percentile(values, percent))

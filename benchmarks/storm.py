@@ -1,4 +1,4 @@
-"""`python -m benchmarks.storm`: thousands of requests at once, then clients as they should not be.
+"""`python -m benchmarks.storm`: thousands of requests at once, then badly behaved clients.
 
 First every text is scored alone. Then all of them come at once, each on a connection of its own: each must get its own
 score, to the bit where the service promises it, or a 503 with Retry-After, or a 504. Then normal traffic runs without and with
@@ -29,7 +29,7 @@ from benchmarks.table import format_table
 from benchmarks.watch import Watched, watching
 
 MAX_SECONDS = 150.0
-"""Beyond the service's own deadline: who has no answer by then is left hanging."""
+"""Longer than the service's own deadline; a request without a response by then hangs."""
 TOLERANCE = 1e-5
 MAX_HEALTH_SECONDS = 0.1
 NORMAL_CONCURRENCY = 8
@@ -37,7 +37,7 @@ NORMAL_CONCURRENCY = 8
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """One request of the storm: what became of it, and when."""
+    """One request of the storm: its outcome, and when it came."""
 
     outcome: str
     seconds: float
@@ -46,7 +46,7 @@ class Answered:
 async def storm(
     endpoint: Endpoint, bodies: list[bytes], expected: list[dict[str, float]], exact: bool
 ) -> list[Answered]:
-    """Sends every body on a connection of its own, all at once."""
+    """Sends all bodies at once, each on a connection of its own."""
 
     async def one(body: bytes, own: dict[str, float]) -> Answered:
         started = time.monotonic()
@@ -66,7 +66,7 @@ async def storm(
 
 
 def judge(response: Response, own: dict[str, float], exact: bool) -> str:
-    """`scored`, `503`, `504`, or in words what must not be."""
+    """`scored`, `503`, `504`, or a description of an outcome that must not occur."""
     match response.status:
         case 200:
             scores = scores_of(response.body)
@@ -126,7 +126,7 @@ HEADERS = ["p50 ms", "p99 ms", "health p50", "health p99", "health max", "RSS MB
 
 
 def is_exact(port: int) -> bool:
-    """Whether the service promises a score to the bit, whatever it is batched with."""
+    """Whether the service promises bitwise batch invariance."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     connection.request("GET", "/info")
     models = json.loads(connection.getresponse().read())["models"]
@@ -135,7 +135,7 @@ def is_exact(port: int) -> bool:
 
 
 def run(kind: str, options: argparse.Namespace) -> bool:
-    """Prints what one kind of checkpoint makes of it; whether all was as it must be."""
+    """Runs the storm on one kind of checkpoint and prints the tables; returns whether all outcomes were allowed."""
     with served(kind, options.work_dir, num_threads=options.threads) as process:
         endpoint, exact = Endpoint(process.port, "/score"), is_exact(process.port)
         num_texts = options.requests if kind == "tiny" else min(options.requests, 500)

@@ -1,4 +1,4 @@
-"""Samples to one table and one JSON object: medians over the repeats, their spread, ratios to the service.
+"""Summarises samples as one table and one JSON object: medians over the repeats, their spread, ratios to the service.
 
 Ratios are taken inside each repeat, where both servers met the same texts and nearly the same machine, and then summarised.
 """
@@ -99,7 +99,7 @@ def _row(own: Sequence[Sample], service: Sequence[Sample | None]) -> Row:
 
 
 def _gemm_share(samples: Sequence[Sample], flops: Sequence[int | None]) -> Spread | None:
-    """Return the share of the GEMM rate that `flops`, one for each sample, amount to; None where none is known."""
+    """Return the samples' `flops` as a share of the GEMM rate; None if no sample has any."""
     pairs = zip(samples, flops, strict=True)
     shares = [count / own.seconds / own.gemm_flops_per_second for own, count in pairs if count is not None]
     return Spread.of(shares) if shares else None

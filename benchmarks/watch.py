@@ -1,4 +1,4 @@
-"""What a load does to a server, seen from outside: how fast /health answers meanwhile, and what the process holds."""
+"""Watches a server under load from outside: the latency of /health, and the process's memory, files and threads."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A process at one time (by the monotonic clock): resident bytes, open files, threads."""
+    """A process's resident bytes, open files and threads at one time of the monotonic clock."""
 
     at: float
     resident_bytes: int
@@ -24,7 +24,7 @@ class Sample:
 
 @dataclass(slots=True)
 class Watched:
-    """Filled when the watch ends. `health_seconds` has infinity for an answer that failed."""
+    """The result, complete when the watch ends. A failed /health is infinity in `health_seconds`."""
 
     samples: list[Sample] = field(default_factory=list)
     health_seconds: list[float] = field(default_factory=list)
@@ -46,7 +46,7 @@ def sample(pid: int) -> Sample:
 
 @contextmanager
 def watching(pid: int, port: int, *, sample_seconds: float = 0.25) -> Iterator[Watched]:
-    """Samples the process and asks /health, from a process of its own so that the load's client is not in its way."""
+    """Samples the process and requests /health from a separate process, so the load's client does not delay it."""
     watched, stopped = Watched(), threading.Event()
     command = [sys.executable, "-m", "benchmarks.probe", str(port)]
     prober = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

@@ -1,4 +1,4 @@
-"""The texts that are scored: trainers' traffic in five shapes, from a seed and a word list alone.
+"""The benchmark texts: seven shapes of trainers' traffic, generated from a seed and a word list.
 
 Knows no tokenizer: words come from outside (`tokenizer_words` takes those that are one token each), so the number of
 words is the number of tokens but for the chat markup. Every seed gives other words but the same lengths, so that repeats
@@ -21,7 +21,7 @@ _WORD = re.compile(f"{_SPACE_MARK}[a-z]{{2,12}}")
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """Texts, one a request; which checkpoint scores them (`deep` or `tiny`); requests in flight in the closed loop."""
+    """Texts, one per request; the checkpoint that scores them (`deep` or `tiny`); requests in flight in the closed loop."""
 
     name: str
     checkpoint: str
@@ -42,7 +42,7 @@ def tokenizer_words(vocabulary: Mapping[str, int]) -> list[str]:
 
 
 def _distinct(words: Sequence[str], source: random.Random) -> Workload:
-    """96 conversations that share nothing but the markup, 20 to 470 tokens, evenly spread."""
+    """96 conversations of 20 to 470 tokens, evenly spread, that share only the markup."""
     lengths = _spread(96, 20, 470)
     source.shuffle(lengths)
     texts = [_conversation(*_split(words, source, length)) for length in lengths]
@@ -75,7 +75,7 @@ def _pairs(words: Sequence[str], source: random.Random) -> Workload:
 
 
 def _single_short(words: Sequence[str], source: random.Random) -> Workload:
-    """3,000 conversations of 14 to 34 tokens for the tiny checkpoint: HTTP is the limit."""
+    """3,000 conversations of 14 to 34 tokens for the tiny checkpoint, so HTTP is the bottleneck."""
     lengths = _spread(3000, 14, 34)
     source.shuffle(lengths)
     texts = [_conversation(*_split(words, source, length)) for length in lengths]
@@ -90,12 +90,38 @@ def _long(words: Sequence[str], source: random.Random) -> Workload:
     return Workload("long", "deep", 12, tuple(texts))
 
 
+def _trickle(words: Sequence[str], source: random.Random) -> Workload:
+    """8 prompts of some 1,200 tokens x 12 responses of 40 to 80, a response per prompt in turn.
+
+    So the responses of one prompt are never in flight together, as when a trainer scores each rollout once it is done.
+    """
+    prompts = [_phrase(words, source, num_words) for num_words in _spread(8, 1150, 1250)]
+    lengths = _spread(96, 40, 80)
+    source.shuffle(lengths)
+    texts = [_conversation(prompts[i % 8], _phrase(words, source, length)) for i, length in enumerate(lengths)]
+    return Workload("trickle", "deep", 4, tuple(texts))
+
+
+def _turns(words: Sequence[str], source: random.Random) -> Workload:
+    """8 conversations of 8 turns, scored after each turn; the last has some 1,500 tokens. All turn 1s come first, then all turn 2s."""
+    conversations = [""] * 8
+    texts: list[str] = []
+    for turn in range(8):
+        for index, length in enumerate(_spread(8, 120, 240)):
+            start = "\n" if turn else ""
+            conversations[index] += start + _conversation(*_split(words, source, length))
+            texts.append(conversations[index])
+    return Workload("turns", "deep", 4, tuple(texts))
+
+
 WORKLOADS: Mapping[str, Callable[[Sequence[str], random.Random], Workload]] = {
     "distinct": _distinct,
     "groups": _groups,
     "pairs": _pairs,
     "single-short": _single_short,
     "long": _long,
+    "trickle": _trickle,
+    "turns": _turns,
 }
 
 

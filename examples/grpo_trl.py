@@ -77,7 +77,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--url", default="http://127.0.0.1:8000")
     options.add_argument("--policy", help="a causal language model; by default a tiny untrained one")
-    options.add_argument("--tokenizer", default="models/helpfulness", help="what the untrained policy writes with")
+    options.add_argument("--tokenizer", default="models/trunk", help="what the untrained policy writes with")
     options.add_argument("--model", default="llama2", choices=("llama2", "safety", "helpfulness"))
     options.add_argument("--steps", type=int, default=40)
     options.add_argument("--plot", type=Path, help="where the reward curve goes")

@@ -102,7 +102,7 @@ def train(
             torch.autograd.backward(loss)
             torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
             optimizer.step()
-        curve.append(sum(result.selected_score for result in answer.results) / len(prompts))
+        curve.append(sum(result.selected_score or 0.0 for result in answer.results) / len(prompts))
     return curve
 
 
@@ -110,7 +110,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--url", default="http://127.0.0.1:8000")
     options.add_argument("--policy", help="a causal language model; by default a tiny untrained one")
-    options.add_argument("--tokenizer", default="models/helpfulness", help="what the untrained policy writes with")
+    options.add_argument("--tokenizer", default="models/trunk", help="what the untrained policy writes with")
     options.add_argument("--steps", type=int, default=40)
     given = options.parse_args()
     policy, tokenizer = load_policy(given.policy, given.tokenizer)

@@ -3,12 +3,14 @@
 Needs only httpx. Tensors and arrays are taken as they are, and nothing is imported for it.
 """
 
-from reward_client.aio import AsyncRewardClient
+from reward_client.async_client import AsyncRewardClient
 from reward_client.client import RewardClient
 from reward_client.encoding import Limits
 from reward_client.errors import (
     APIError,
     BadReplyError,
+    ClientClosedError,
+    ConfigurationError,
     ConnectionFailedError,
     DeadlineError,
     InvalidItemError,
@@ -37,8 +39,10 @@ __all__ = [
     "APIError",
     "AsyncRewardClient",
     "BadReplyError",
+    "ClientClosedError",
     "CompareSummary",
     "Comparison",
+    "ConfigurationError",
     "ConnectionFailedError",
     "DeadlineError",
     "InvalidItemError",

@@ -1,29 +1,55 @@
-"""Every exception that the client raises on purpose. It never answers with a made-up score.
+"""Every exception that the client raises. It never answers with an invented score.
 
 RewardClientError
-  InvalidItemError (ValueError)   the request cannot be sent as it is; nothing was sent
-  BadReplyError                   a 200 that is not this API's
-  ConnectionFailedError           no connection, or a broken one, after all attempts
-  DeadlineError (TimeoutError)    the client's own deadline passed; `__cause__` is the last attempt's error
-  APIError                        the server's error body: status, code, message, item, body
-    InvalidRequestError    4xx    the same request would fail again
+  ConfigurationError (ValueError)   a setting that cannot work; nothing was sent
+  ClientClosedError (RuntimeError)  the client was used after it was closed
+  InvalidItemError (ValueError)     an item or option that cannot be sent; nothing was sent
+  BadReplyError                     a reply that is not this API's
+  ConnectionFailedError             no connection, or a broken one, after all attempts
+  DeadlineError (TimeoutError)      the deadline passed; `__cause__` is the error of the last attempt
+  APIError                          the server's error reply: status, code, message, item, body
+    InvalidRequestError    4xx      the same request would fail again
       UnauthorizedError    401
-    UnavailableError       503    overloaded, not ready or shutting down, after all attempts
-    ServerFailedError      5xx    any other
+    UnavailableError       408, 429, 503   busy, loading or shutting down, after all attempts
+    ServerFailedError      5xx      any other
+
+All of them can be pickled with their fields, so that they pass from a worker process to the process that waits for it.
 """
 
 from __future__ import annotations
 
 import json
+from http import HTTPStatus
 from typing import Any
+
+UNAVAILABLE = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
+
+
+def restore(kind: type[RewardClientError], args: tuple[Any, ...], fields: dict[str, Any]) -> RewardClientError:
+    """An error as it was pickled, without calling its `__init__`, whose parameters differ from `args`."""
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(fields)
+    return error
 
 
 class RewardClientError(Exception):
-    """Base of everything below."""
+    """Base of all errors below."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return restore, (type(self), self.args, self.__dict__)
+
+
+class ConfigurationError(RewardClientError, ValueError):
+    """A URL, key, proxy, deadline or limit that cannot work."""
+
+
+class ClientClosedError(RewardClientError, RuntimeError):
+    """The client was closed before or during the call."""
 
 
 class InvalidItemError(RewardClientError, ValueError):
-    """`item` is the place of the item that cannot be sent, if it is one item's fault."""
+    """`item` is the index of the item that cannot be sent, if a single item is at fault."""
 
     def __init__(self, message: str, item: int | None = None) -> None:
         super().__init__(message)
@@ -31,19 +57,19 @@ class InvalidItemError(RewardClientError, ValueError):
 
 
 class BadReplyError(RewardClientError):
-    """What answered is no reward service, or one of another version."""
+    """The reply is not a reward service's, or not of a version that this client knows."""
 
 
 class ConnectionFailedError(RewardClientError):
-    """Nobody answered."""
+    """The connection was refused, broken, or timed out."""
 
 
 class DeadlineError(RewardClientError, TimeoutError):
-    """The call took longer than it was given."""
+    """The request was not answered within its deadline."""
 
 
 class APIError(RewardClientError):
-    """The server's own words. `body` is the whole error body, parsed where it is JSON."""
+    """The server's error reply. `body` is the whole body, parsed where it is JSON, else bytes."""
 
     def __init__(self, status: int, message: str, *, code: str = "", item: int | None = None, body: Any = None) -> None:
         super().__init__(f"{status} {code}: {message}" if code else f"{status}: {message}")
@@ -55,40 +81,52 @@ class APIError(RewardClientError):
 
 
 class InvalidRequestError(APIError):
-    """4xx."""
+    """4xx other than 408 and 429."""
 
 
 class UnauthorizedError(InvalidRequestError):
-    """401."""
+    """401: no API key, or a wrong one."""
 
 
 class UnavailableError(APIError):
-    """503."""
+    """408, 429 or 503: the server is busy, loading or shutting down."""
 
 
 class ServerFailedError(APIError):
-    """Any other 5xx."""
+    """5xx other than 503."""
 
 
 def error_of(status: int, content: bytes, first_item: int) -> APIError:
-    """The exception for an error reply. `first_item` is the place of the request's first item in the caller's list.
+    """The exception for an error reply: a native route's, a compatibility route's, or a proxy's page.
 
-    The body may be the native one, a compatibility route's, or a proxy's page.
+    `first_item` is the index of the request's first item in the caller's list; the error names the item by its index there.
     """
-    kind: type[APIError] = ServerFailedError
-    if status == 503:  # noqa: PLR2004 - HTTP's own
-        kind = UnavailableError
-    elif 400 <= status < 500:  # noqa: PLR2004
-        kind = UnauthorizedError if status == 401 else InvalidRequestError  # noqa: PLR2004
+    kind = class_of(status)
     try:
         body = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return kind(status, content[:500].decode(errors="replace"), body=content)
     detail = body.get("error", body) if isinstance(body, dict) else body
     if not isinstance(detail, dict):
         return kind(status, str(detail), body=body)
     message, item = str(detail.get("message", detail.get("detail", detail))), detail.get("item")
-    if isinstance(item, int):
-        message = message.replace(f"s[{item}]", f"s[{item + first_item}]", 1)
+    if isinstance(item, int) and not isinstance(item, bool):
+        message = renumber(message, item, item + first_item)
         item += first_item
+    else:
+        item = None
     return kind(status, message, code=str(detail.get("code", "")), item=item, body=body)
+
+
+def class_of(status: int) -> type[APIError]:
+    if status in UNAVAILABLE:
+        return UnavailableError
+    if status == HTTPStatus.UNAUTHORIZED:
+        return UnauthorizedError
+    is_client_error = HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR
+    return InvalidRequestError if is_client_error else ServerFailedError
+
+
+def renumber(message: str, item: int, index: int) -> str:
+    """The message with `items[item]` (or `pairs[item]`) named by another index."""
+    return message.replace(f"s[{item}]", f"s[{index}]", 1)

@@ -1,80 +1,51 @@
-"""What each call sends and what it makes of the replies, without I/O.
+"""What each method sends and how it reads the replies, without I/O.
 
-A plan is a generator: it yields requests that may be sent side by side, gets their replies in the same order, and
-returns the result. The clients only carry requests, so that there is one implementation for both.
+A plan is a generator: it yields requests that may be sent concurrently, receives their replies in the same order, and
+returns the result. The sync and the async client only carry requests, so each plan is written once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
+from typing import Any, TypeVar
 
-from reward_client.encoding import LOGPROBS, Chunk, Limits, as_list, body, chunk
+from reward_client.encoding import LOGPROBS, Chunk, Limits, as_list, body, check_items, chunk, encode_options
 from reward_client.errors import BadReplyError, InvalidItemError
 from reward_client.exchange import Call
 from reward_client.results import (
     CompareSummary,
     Comparison,
+    ModelComparison,
     ModelScore,
     PairResult,
     PPOResult,
     PPORewards,
     ScoreResult,
     Scores,
-    WhitenStats,
     read,
     read_results,
     read_usage,
 )
 from reward_client.session import session_of
-from reward_client.stats import merge_stats, stats_of
-
-if TYPE_CHECKING:
-    from typing import Literal
-
-    Truncation = Literal["error", "prompt", "left", "right"]
+from reward_client.stats import AnyStats, merge_stats, read_stats, stats_by_group
 
 T = TypeVar("T")
-Replies = list[Mapping[str, Any]]
+Replies = list[Any]
 Plan = Generator[list[Call], Replies, T]
 Items = Iterable[Mapping[str, Any]]
-INPUTS = ("prompt", "response", "messages", "text", "input_ids")
-
-
-class ScoreOptions(TypedDict, total=False):
-    models: Sequence[str]
-    truncation: Truncation
-    token_scores: bool
-
-
-class CompareOptions(TypedDict, total=False):
-    model: str
-    margin_scheme: Literal["small", "large"]
-    truncation: Truncation
-
-
-class PPOOptions(TypedDict, total=False):
-    """As in POST /ppo-reward; what is not given is the server's default."""
-
-    beta: float
-    safety_threshold: float
-    whiten: Mapping[str, Any]
-    kl: Mapping[str, Any]
-    token_rewards: bool
-    score_clip: Sequence[float] | None
-    missing_eos_penalty: float | None
-    truncation: Truncation
+INPUTS = ("prompt", "response", "messages", "text", "rendered", "input_ids")
 
 
 def calls(
     path: str, name: str, items: Sequence[Mapping[str, Any]], chunks: list[Chunk], options: Mapping[str, Any]
 ) -> list[Call]:
-    """A request a chunk of the items, each named after its first item's prompt."""
+    """One request per chunk of the items. Options that are None are left out: the server's defaults apply."""
+    given = {name: value for name, value in options.items() if value is not None}
     return [
         Call(
             path,
-            body(name, part, options),
+            body(name, part, given),
             first_item=part.first_item,
             session=session_of(items[part.first_item]) if part.num_items else None,
         )
@@ -84,21 +55,29 @@ def calls(
 
 def get(path: str) -> Plan[Mapping[str, Any]]:
     (reply,) = yield [Call(path, method="GET")]
+    return as_object(reply, path)
+
+
+def post(path: str, fields: Mapping[str, Any]) -> Plan[Any]:
+    if not path.startswith("/") or not path.isprintable():
+        raise InvalidItemError(f"path is {path!r:.200}; pass the part of the URL that follows the host, such as /score")
+    (reply,) = yield [Call(path, encode_options(fields))]
     return reply
 
 
-def post(path: str, content: bytes) -> Plan[Mapping[str, Any]]:
-    (reply,) = yield [Call(path, content)]
+def as_object(reply: Any, path: str) -> Mapping[str, Any]:
+    if not isinstance(reply, dict):
+        raise BadReplyError(f"{path} was answered with {reply!r:.80}, not with an object")
     return reply
 
 
 def score(items: Items, limits: Limits, options: Mapping[str, Any]) -> Plan[Scores]:
-    items = list(items)
-    chunks = chunk(items, limits)
-    replies = yield calls("/score", "items", items, chunks, options)
+    rows = check_items(items, "item")
+    chunks = chunk(rows, limits)
+    replies = yield calls("/score", "items", rows, chunks, options)
     results = []
     for part, reply in zip(chunks, replies, strict=True):
-        for result in read_results(ScoreResult, reply, part.num_items):
+        for result in read_results(ScoreResult, as_object(reply, "/score"), part.num_items):
             if not isinstance(result.scores, dict) or not result.scores:
                 raise BadReplyError(f"scores are {result.scores!r:.80}, not a map by model")
             results.append(ScoreResult({name: read(ModelScore, entry) for name, entry in result.scores.items()}))
@@ -106,15 +85,37 @@ def score(items: Items, limits: Limits, options: Mapping[str, Any]) -> Plan[Scor
 
 
 def compare(pairs: Items, limits: Limits, options: Mapping[str, Any]) -> Plan[Comparison]:
-    pairs = list(pairs)
-    chunks = chunk(pairs, limits)
-    replies = yield calls("/compare", "pairs", pairs, chunks, options)
+    rows = check_items(pairs, "pair")
+    chunks = chunk(rows, limits, "pairs")
+    replies = yield calls("/compare", "pairs", rows, chunks, options)
+    objects = [as_object(reply, "/compare") for reply in replies]
+    own = model_comparison(rows, chunks, objects)
+    by_model = None
+    if options.get("models") is not None:
+        by_model = {
+            str(name): model_comparison(rows, chunks, [of_model(reply, str(name)) for reply in objects])
+            for name in options["models"]
+        }
+    return Comparison(own.results, own.summary, read_usage(replies), by_model)
+
+
+def of_model(reply: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """One model's part of a reply of /compare."""
+    part = (reply.get("by_model") or {}).get(name)
+    if not isinstance(part, dict):
+        raise BadReplyError(f"/compare was answered with {part!r:.80} for the {name} model, not with an object")
+    return part
+
+
+def model_comparison(
+    pairs: Sequence[Mapping[str, Any]], chunks: list[Chunk], replies: Sequence[Mapping[str, Any]]
+) -> ModelComparison:
     results = [
         result
         for part, reply in zip(chunks, replies, strict=True)
         for result in read_results(PairResult, reply, part.num_items)
     ]
-    return Comparison(results, summarize(pairs, results), read_usage(replies))
+    return ModelComparison(results, summarize(pairs, results))
 
 
 def summarize(pairs: Sequence[Mapping[str, Any]], results: list[PairResult]) -> CompareSummary:
@@ -142,24 +143,31 @@ def ppo_reward(
     options: Mapping[str, Any],
     columns: Mapping[str, Any],
 ) -> Plan[PPORewards]:
-    """One request where the items fit into one. Else whitening stays global: everything is scored in mode none and
+    """One request where the items fit into one. Otherwise whitening stays global: everything is scored in mode none and
     without logprobs, the statistics are merged, and the scores are sent again with the merged statistics.
     """
-    rows = with_columns(list(items), columns)
+    rows = with_columns(check_items(items, "item"), columns)
     whiten = dict(options.get("whiten") or {})
     mode = whiten.get("mode", "batch")
     chunks = chunk(rows, limits)
     if len(chunks) == 1 or mode == "none" or whiten.get("stats") is not None:
         replies = yield calls("/ppo-reward", "items", rows, chunks, options)
         return rewards_of(ppo_results(chunks, replies), replies, replies)
-    bare = [{key: value for key, value in row.items() if key not in {*LOGPROBS, "mask"}} for row in rows]
+    names = group_names(rows) if mode == "group" else None
+    process = options.get("process") or {}
+    left_out = set() if process.get("model") is not None else {*LOGPROBS, "mask", "process_rewards", "step_ends"}
+    bare = [{key: value for key, value in row.items() if key not in left_out} for row in rows]
     apart = {**options, "whiten": {"mode": "none"}, "token_rewards": False}
+    if left_out:
+        apart["process"] = None
     chunks = chunk(bare, limits)
     scored = yield calls("/ppo-reward", "items", bare, chunks, apart)
     first = ppo_results(chunks, scored)
     known = [scored_row(row, result) for row, result in zip(rows, first, strict=True)]
     chunks = chunk(known, limits)
-    together = {**options, "whiten": {**whiten, "stats": merged(mode, rows, first, scored)}}
+    together = {**options, "whiten": {**whiten, "stats": merged(names, first, scored)}}
+    if process:  # what a model said of the steps goes with the items now
+        together["process"] = {"weight": process.get("weight", 1.0)}
     replies = yield calls("/ppo-reward", "items", known, chunks, together)
     second = ppo_results(chunks, replies)
     results = [replace(b, truncated=a.truncated) for a, b in zip(first, second, strict=True)]
@@ -167,11 +175,14 @@ def ppo_reward(
 
 
 def with_columns(items: Sequence[Mapping[str, Any]], columns: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Each item with its row of the whole batch's logprobs and mask; raises InvalidItemError for unequal numbers."""
+    """Each item with its row of the batch's logprobs and mask, which are (items, tokens); raises InvalidItemError."""
     rows = [dict(item) for item in items]
     for name, column in columns.items():
         if column is not None:
-            values = as_list(column)
+            try:
+                values = as_list(column)
+            except TypeError as error:
+                raise InvalidItemError(f"{name} is {column!r:.80}; pass one row of numbers per item") from error
             if len(values) != len(rows):
                 raise InvalidItemError(f"{name} has {len(values)} rows and there are {len(rows)} items")
             for row, value in zip(rows, values, strict=True):
@@ -180,40 +191,57 @@ def with_columns(items: Sequence[Mapping[str, Any]], columns: Mapping[str, Any])
 
 
 def scored_row(row: Mapping[str, Any], result: PPOResult) -> dict[str, Any]:
-    """The item again, with its scores in place of its input."""
+    """The item again, with its scores, and those of its steps, in place of its input."""
     kept = {key: value for key, value in row.items() if key not in INPUTS}
+    if result.process_rewards is not None:
+        kept |= {"process_rewards": result.process_rewards, "step_ends": result.step_ends}
     scores = {"safety_score": result.safety_score, "helpfulness_score": result.helpfulness_score}
-    return kept | {name: score for name, score in scores.items() if score is not None}
+    known: dict[str, Any] = {name: score for name, score in scores.items() if score is not None}
+    return kept | known | ({"scores": result.scores} if result.scores else {})
 
 
-def merged(
-    mode: str, rows: Sequence[Mapping[str, Any]], results: Sequence[PPOResult], replies: Replies
-) -> WhitenStats | dict[str, WhitenStats]:
-    if mode != "group":
-        return merge_stats(read(WhitenStats, reply.get("whiten_stats")) for reply in replies)
-    groups: dict[str, list[float]] = {}
-    for i, (row, result) in enumerate(zip(rows, results, strict=True)):
-        if row.get("group_id") is None:
+def merged(names: list[str] | None, results: Sequence[PPOResult], replies: Replies) -> AnyStats:
+    """The whole batch's statistics, or those of each named group: a group may be spread over several requests."""
+    if names is not None:
+        return stats_by_group(names, results)
+    return whiten_stats(replies)
+
+
+def group_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Each item's group as a key of whiten_stats, which is a string; raises InvalidItemError where there is none, or two are one."""
+    ids: dict[str, Any] = {}
+    for i, row in enumerate(rows):
+        group = row.get("group_id")
+        if group is None:
             raise InvalidItemError(f"items[{i}] has no group_id; whiten mode group needs it for every item", i)
-        groups.setdefault(str(row["group_id"]), []).append(result.shaped_score)
-    return {group: stats_of(values) for group, values in groups.items()}
+        other = ids.setdefault(str(group), group)
+        if type(other) is not type(group):
+            raise InvalidItemError(
+                f"items[{i}].group_id is {group!r} and an earlier item's is {other!r}; the keys of whiten_stats, which are "
+                "strings, cannot tell these groups apart, so pass all group_ids as strings, or all as integers",
+                i,
+            )
+    return [str(row["group_id"]) for row in rows]
 
 
 def ppo_results(chunks: list[Chunk], replies: Replies) -> list[PPOResult]:
     return [
         result
         for part, reply in zip(chunks, replies, strict=True)
-        for result in read_results(PPOResult, reply, part.num_items)
+        for result in read_results(PPOResult, as_object(reply, "/ppo-reward"), part.num_items)
     ]
 
 
 def rewards_of(results: list[PPOResult], replies: Replies, scored: Replies) -> PPORewards:
-    """`replies` have the statistics, `scored` (the same unless there were two rounds) the tokens."""
-    parts = [reply.get("whiten_stats") or {} for reply in replies]
-    stats: WhitenStats | dict[str, WhitenStats]
-    if "count" in parts[0] and not isinstance(parts[0]["count"], dict):
-        stats = merge_stats(read(WhitenStats, part) for part in parts)
-    else:
-        stats = merge_stats({group: read(WhitenStats, one) for group, one in part.items()} for part in parts)
+    """`replies` have the statistics, `scored` (the same unless there were two rounds) the numbers of tokens."""
     kls = [result.kl for result in results if result.kl is not None]
-    return PPORewards(results, stats, mean(kls) if kls else None, read_usage(scored))
+    return PPORewards(results, whiten_stats(replies), mean(kls) if kls else None, read_usage(scored))
+
+
+def whiten_stats(replies: Replies) -> AnyStats:
+    """The statistics of all the replies together; raises BadReplyError where their forms differ."""
+    try:
+        stats: AnyStats = merge_stats(read_stats(reply.get("whiten_stats")) for reply in replies)
+    except TypeError as error:
+        raise BadReplyError(f"/ppo-reward was answered with whiten_stats that cannot be merged: {error}") from error
+    return stats

@@ -1,15 +1,15 @@
-"""Typed results: what the three endpoints answer, read strictly, so that a missing score is an error and never a 0."""
+"""Typed results of the three endpoints, read strictly: a missing score is an error and never a 0."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from reward_client.errors import BadReplyError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 T = TypeVar("T")
 
@@ -18,6 +18,8 @@ T = TypeVar("T")
 class Usage:
     num_tokens: int
     num_computed_tokens: int
+    num_cached_tokens: int = 0
+    """Tokens of prefixes that the server had in its prefix cache."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +29,16 @@ class ModelScore:
     num_tokens: int
     truncated: bool
     token_scores: list[float] | None = None
+    step_scores: list[float] | None = None
+    """One per step, from a process reward model."""
+    step_probabilities: list[float] | None = None
+    step_positions: list[int] | None = None
+    """The token of the sequence, counted from 0, whose state gives each step's score."""
 
 
 @dataclass(frozen=True)
 class ScoreResult:
-    """One item's scores, by model."""
+    """One item's scores, by model name."""
 
     scores: dict[str, ModelScore]
 
@@ -70,15 +77,25 @@ class CompareSummary:
 
 
 @dataclass(frozen=True)
+class ModelComparison:
+    """What one model says of the pairs."""
+
+    results: list[PairResult]
+    summary: CompareSummary
+
+
+@dataclass(frozen=True)
 class Comparison:
     results: list[PairResult]
     summary: CompareSummary
     usage: Usage
+    by_model: dict[str, ModelComparison] | None = None
+    """Each model's, if `models` were named; `results` and `summary` are then those of the first."""
 
 
 @dataclass(frozen=True)
 class WhitenStats:
-    """Count, mean and sum of squared deviations; `merge_stats` adds them up."""
+    """Count, mean and sum of squared deviations of scores; `merge_stats` merges them."""
 
     count: int
     mean: float
@@ -89,22 +106,34 @@ class WhitenStats:
 class PPOResult:
     safety_score: float | None
     helpfulness_score: float | None
-    selected: str
-    selected_score: float
-    selected_probability: float
-    shaped_score: float
+    selected: str | None  # None, as the next three may be, where `combine` sums the scores
+    selected_score: float | None
+    selected_probability: float | None
+    shaped_score: float | None
     whitened: float
     kl: float | None
     num_kl_tokens: int
     reward: float
     token_rewards: list[float] | None
     truncated: bool
+    parts: dict[str, dict[str, float]] | None = None
+    """By model: what it adds to the score, in every mode of `combine` but llama2."""
+    singleton: bool | None = None
+    """With `singletons` zero: whether the item was whitened to 0 for want of a second score."""
+    process_rewards: list[float] | None = None
+    """Of each step, where the item has steps."""
+    step_ends: list[int] | None = None
+    """The response's token that each step ends at, counted from 0."""
+    process_reward: float | None = None
+    """The weighted sum of process_rewards, which is part of the reward."""
+    scores: dict[str, float] | None = None
+    """The raw scores of further models than safety and helpfulness, by name."""
 
 
 @dataclass(frozen=True)
 class PPORewards:
     results: list[PPOResult]
-    whiten_stats: WhitenStats | dict[str, WhitenStats]
+    whiten_stats: WhitenStats | dict[str, WhitenStats] | dict[str, dict[str, WhitenStats]]
     mean_kl: float | None
     usage: Usage
 
@@ -114,45 +143,64 @@ class PPORewards:
 
     @property
     def token_rewards(self) -> list[list[float]]:
-        """A list an item, as long as its logprobs; raises BadReplyError where they were not asked for."""
+        """One list per item, as long as its logprobs; raises BadReplyError where they were not asked for."""
         rows = [result.token_rewards for result in self.results]
         if any(row is None for row in rows):
             raise BadReplyError("an item has no token rewards; send its logprobs, and token_rewards=True")
         return [row for row in rows if row is not None]
 
 
-CHECKS: dict[str, tuple[type, ...]] = {"float": (float, int), "int": (int,), "bool": (bool,), "str": (str,)}
-
-
 def read(cls: type[T], data: object) -> T:
-    """A dataclass from a JSON object. Keys that it does not know are left out; a missing or wrong one raises BadReplyError."""
+    """A dataclass from a JSON object. Unknown keys are ignored; a missing or wrong value raises BadReplyError."""
     if not isinstance(data, dict):
         raise BadReplyError(f"{cls.__name__} is {data!r:.80}, not an object")
     values: dict[str, Any] = {}
     for field in fields(cls):  # type: ignore[arg-type] # every T here is a dataclass
         kind, _, optional = str(field.type).partition(" | ")
         if field.name not in data:
-            if optional == "None" and field.default is None:
+            if field.default is not MISSING:
                 continue
             raise BadReplyError(f"{cls.__name__} has no {field.name}")
         value = data[field.name]
-        allowed = CHECKS.get(kind)
-        is_missing = value is None and optional == "None"
-        if allowed and not is_missing and not is_valid(value, allowed):
+        is_null = value is None and optional == "None"
+        if not is_null and not is_valid(value, kind):
             raise BadReplyError(f"{cls.__name__}.{field.name} is {value!r:.80}, not a {kind}")
         values[field.name] = value
     return cls(**values)
 
 
-def is_valid(value: object, allowed: tuple[type, ...]) -> bool:
-    """Of one of the types, a bool counted as nothing else, and finite."""
-    if isinstance(value, bool):
-        return bool in allowed
-    return isinstance(value, allowed) and (not isinstance(value, float) or math.isfinite(value))
+def is_valid(value: object, kind: str) -> bool:
+    """Whether the value is of a field's type; a type that is not in CHECKS is read by the caller of `read`."""
+    return kind not in CHECKS or CHECKS[kind](value)
+
+
+def is_number(value: object) -> bool:
+    """A finite number that a float can hold; a boolean is none."""
+    if isinstance(value, bool) or not isinstance(value, float | int):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer of more than 308 digits
+        return False
+
+
+CHECKS: dict[str, Callable[[Any], bool]] = {
+    "float": is_number,
+    "int": lambda value: isinstance(value, int) and not isinstance(value, bool),
+    "bool": lambda value: isinstance(value, bool),
+    "str": lambda value: isinstance(value, str),
+    "list[float]": lambda value: isinstance(value, list) and all(map(is_number, value)),
+    "list[int]": lambda value: isinstance(value, list) and all(map(CHECKS["int"], value)),
+    "dict[str, float]": lambda value: isinstance(value, dict) and all(map(is_number, value.values())),
+    "dict[str, dict[str, float]]": lambda value: (
+        isinstance(value, dict) and all(isinstance(one, dict) for one in value.values())
+    ),
+    "dict[str, bool]": lambda value: isinstance(value, dict) and all(isinstance(one, bool) for one in value.values()),
+}
 
 
 def read_results(cls: type[T], reply: Mapping[str, Any], count: int) -> list[T]:
-    """Exactly one result an item; fewer or more raise BadReplyError."""
+    """Exactly one result per item; fewer or more raise BadReplyError."""
     results = reply.get("results")
     if not isinstance(results, list) or len(results) != count:
         got = len(results) if isinstance(results, list) else results
@@ -162,4 +210,8 @@ def read_results(cls: type[T], reply: Mapping[str, Any], count: int) -> list[T]:
 
 def read_usage(replies: list[Mapping[str, Any]]) -> Usage:
     parts = [read(Usage, reply.get("usage")) for reply in replies]
-    return Usage(sum(part.num_tokens for part in parts), sum(part.num_computed_tokens for part in parts))
+    return Usage(
+        sum(part.num_tokens for part in parts),
+        sum(part.num_computed_tokens for part in parts),
+        sum(part.num_cached_tokens for part in parts),
+    )

@@ -38,8 +38,9 @@ def prompt_of(item: Mapping[str, Any]) -> list[list[Any]]:
         return turns_of(prompt)
     if is_list(conversation):
         return turns_of(conversation[:-1])
-    starts = [match.end() for match in LAST_TURN.finditer(str(item.get("text") or ""))]
-    return [["text", item["text"][: starts[-1]]]] if starts else []
+    text = str(item.get("text") or item.get("rendered") or "")
+    starts = [match.end() for match in LAST_TURN.finditer(text)]
+    return [["text", text[: starts[-1]]]] if starts else []
 
 
 def turns_of(messages: Sequence[Any]) -> list[list[Any]]:

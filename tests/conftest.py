@@ -3,6 +3,9 @@
 import os
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # before tokenizers starts threads that fork would lose
+os.environ.setdefault(
+    "REWARD_PREFIX_CACHE_MB", "32"
+)  # by default a tenth of the free memory, for each of dozens of services
 
 import threading
 import time
@@ -16,17 +19,19 @@ import pytest
 import torch
 
 from app.engine.process import prepare_process
+from app.http.server import Server, config_of
 from app.main import create_app
-from app.server import Server, config_of
 from app.settings import Settings
 from tests.extras import lacking
 from tests.models import make_model
+from tests.processes import running
 
 prepare_process()
 torch.set_num_threads(1)
 
 TESTS = Path(__file__).parent
 SUITES_OF_THEIR_OWN = {
+    "flex": "make flex-test",
     "fuzz": "make fuzz",
     "monitoring": "make monitoring-test",
     "ray": "make ray-test",
@@ -36,6 +41,7 @@ SUITES_OF_THEIR_OWN = {
 """Folders with a make target each, which installs what they need; the plain suite leaves them out."""
 EXTRAS = {"fuzz": ("fuzz",), "ray": ("ray",), "trainers": ("trainers",), "ui/browser": ("ui", "browser")}
 """By folder, what must be installed where its tests are asked for."""
+SERVER_FIXTURES = {"client", "serve"}
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -56,6 +62,16 @@ def pytest_sessionstart(session: pytest.Session) -> None:
                 raise pytest.UsageError(
                     f"tests/{folder} needs {', '.join(missing)}; `{SUITES_OF_THEIR_OWN[suite]}` installs what it needs"
                 )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what `make quick` leaves out: `server`, tests of a running server or process; `trained`, tests that train."""
+    for item in items:
+        module = getattr(item, "module", None)
+        if SERVER_FIXTURES & set(getattr(item, "fixturenames", ())) or getattr(module, "running", None) is running:
+            item.add_marker("server")
+        if {"training", "recipe"} & set(item.path.relative_to(TESTS).parts):
+            item.add_marker("trained")
 
 
 def named(config: pytest.Config) -> list[Path]:

@@ -6,8 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
-from collections.abc import Sequence as Many
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ def environment(**variables: str) -> dict[str, str]:
 
 @contextmanager
 def running(
-    command: Many[str], *, env: Mapping[str, str] | None = None, **options: Any
+    command: Sequence[str], *, env: Mapping[str, str] | None = None, **options: Any
 ) -> Iterator["subprocess.Popen[str]"]:
     """The command, what it writes as text; `subprocess.Popen` alone waits at its end for one that was never told to go."""
     with subprocess.Popen(command, text=True, env=env or environment(), **options) as process:  # noqa: S603 - our own commands

@@ -1,12 +1,12 @@
-"""The README's table of settings, from the settings themselves. `make readme` writes it; a test holds it against them."""
+"""The table in docs/settings.md, from the settings themselves. `make readme` writes it; a test compares the two."""
 
 import re
 from pathlib import Path
 
 from app.settings import Settings
 
-README = Path(__file__).resolve().parent.parent / "README.md"
-PLACE = re.compile(r"(<!-- settings.*?-->\n).*?(<!-- /settings -->)", re.DOTALL)
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "settings.md"
+TABLE = re.compile(r"(<!-- settings.*?-->\n).*?(<!-- /settings -->)", re.DOTALL)
 
 
 def settings_table() -> str:
@@ -18,9 +18,9 @@ def settings_table() -> str:
     return "\n".join(rows) + "\n"
 
 
-def with_table(readme: str) -> str:
-    return PLACE.sub(lambda match: match[1] + settings_table() + match[2], readme)
+def with_table(page: str) -> str:
+    return TABLE.sub(lambda match: match[1] + settings_table() + match[2], page)
 
 
 if __name__ == "__main__":
-    README.write_text(with_table(README.read_text(encoding="utf-8")), encoding="utf-8")
+    PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

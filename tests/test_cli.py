@@ -2,6 +2,11 @@
 
 import io
 import json
+import os
+import shlex
+import stat
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +15,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from app import __version__
+from app.checkpoints.building import head_of
+from app.checkpoints.loading import load_checkpoint
 from app.cli import main
-from app.engine.loading import head_of, load_checkpoint
 from app.errors import ModelRefusedError
 from tests.api.asking import LOCK, TEA, ask
+from tests.conftest import Serve
 from tests.models import make_language_model
+from tests.processes import CLI, environment, free_port, running
 
 PAIR = {"prompt": TEA["prompt"], "chosen": TEA["response"], "rejected": "tea tea tea", "rating": "better"}
 
@@ -94,6 +103,40 @@ def test_a_progress_bar_is_shown_to_a_terminal_and_to_nothing_else(
     assert main(["score", file, *models]) == 0
     assert "2/2" in terminal.getvalue()
     assert "100%" in terminal.getvalue()
+
+
+def test_a_file_is_replaced_only_by_a_whole_result(tmp_path: Path, models: list[str]) -> None:
+    out = tmp_path / "out.jsonl"
+    out.write_text("what was there before")
+    bad = jsonl(tmp_path / "bad.jsonl", TEA, {"txt": "tea"}, LOCK)
+    assert main(["score", bad, "--out", str(out), "--max-items", "1", *models]) == 1
+    assert out.read_text() == "what was there before"
+    assert main(["score", bad, "--out", str(out), "--max-items", "0", *models]) == 1
+    assert out.read_text() == "what was there before"
+
+
+def test_the_input_is_never_overwritten(tmp_path: Path, models: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    file = jsonl(tmp_path / "items.jsonl", TEA)
+    before = Path(file).read_text()
+    assert main(["score", file, "--out", file, *models]) == 1
+    assert "is the input" in capsys.readouterr().err
+    assert Path(file).read_text() == before
+
+
+def test_standard_output_cannot_be_resumed(
+    tmp_path: Path, models: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["score", jsonl(tmp_path / "items.jsonl", TEA), "--resume", *models]) == 1
+    assert "needs --out" in capsys.readouterr().err
+
+
+def test_a_byte_order_mark_at_the_start_of_a_file_is_passed_over(
+    tmp_path: Path, models: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "items.jsonl"
+    file.write_bytes(b"\xef\xbb\xbf" + json.dumps(TEA).encode() + b"\n")
+    assert main(["score", str(file), *models]) == 0
+    assert len(results(capsys.readouterr().out)) == 1
 
 
 def test_standard_input_is_a_file(
@@ -202,6 +245,260 @@ def test_help_lists_the_settings(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--max-batch-tokens" in capsys.readouterr().out
 
 
+# -- what goes in comes out, and nothing is lost ----------------------------------------------------------------------
+
+
+def test_ids_and_inputs_stand_in_the_results(
+    tmp_path: Path, models: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    items: list[dict[str, Any]] = [
+        {"id": 7, **TEA},
+        {"text": "naïve 茶", "metadata": {"set": "a"}},
+        {"id": None, "text": "c"},
+    ]
+    assert main(["score", jsonl(tmp_path / "items.jsonl", *items), *models]) == 0
+    rows = results(capsys.readouterr().out)
+    for item, row in zip(items, rows, strict=True):
+        assert {name: row[name] for name in item} == item
+        assert row.keys() - item.keys() == {"scores"}
+    pairs = [PAIR | {"id": "a"}, PAIR | {"id": "b", "rating": None, "margin": 1.5}]
+    assert main(["compare", jsonl(tmp_path / "pairs.jsonl", *pairs), *models]) == 0
+    rows = results(capsys.readouterr().out)
+    assert [(row["id"], row["prompt"], row["margin"]) for row in rows] == [
+        ("a", PAIR["prompt"], 2.0),
+        ("b", PAIR["prompt"], 1.5),
+    ]
+
+
+def test_a_byte_order_mark_at_the_start_is_understood(
+    tmp_path: Path, models: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "items.jsonl"
+    file.write_bytes(b'\xef\xbb\xbf{"text": "a"}\r\n{"text": "b"}\r\n')
+    assert main(["score", str(file), *models]) == 0
+    assert [row["text"] for row in results(capsys.readouterr().out)] == ["a", "b"]
+
+
+TOO_LONG = {"prompt": "word " * 600, "response": "Yes."}
+
+
+def test_a_run_that_fails_leaves_the_output_before_it_as_it_was(tmp_path: Path, models: list[str]) -> None:
+    out = tmp_path / "out.jsonl"
+    out.write_text("earlier results\n")
+    wrong = jsonl(tmp_path / "wrong.jsonl", TEA, {"txet": "a"})
+    long = jsonl(tmp_path / "long.jsonl", TOO_LONG)
+    absent = ["--safety-model", str(tmp_path / "absent")]
+    for words in ([wrong, *models], [long, *models], [jsonl(tmp_path / "right.jsonl", TEA), *models, *absent]):
+        assert main(["score", *words, "--out", str(out)]) == 1
+        assert out.read_text() == "earlier results\n"
+        assert sorted(path.name for path in tmp_path.glob("out*")) == ["out.jsonl"]
+
+
+def test_the_input_is_never_its_own_output(
+    tmp_path: Path, models: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = jsonl(tmp_path / "items.jsonl", TEA)
+    before = Path(file).read_text()
+    (tmp_path / "link.jsonl").symlink_to(file)
+    for out in (file, str(tmp_path / "link.jsonl")):
+        assert main(["score", file, "--out", out, *models]) == 1
+        assert "is the input itself" in capsys.readouterr().err
+        assert Path(file).read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("out", "says"), [("no/such/out.jsonl", "there is no directory"), (".", "is a directory; give a file")]
+)
+def test_an_output_that_cannot_be_written_is_found_before_a_model_is_loaded(
+    tmp_path: Path,
+    models: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    out: str,
+    says: str,
+) -> None:
+    monkeypatch.setattr("app.main.create_app", None)
+    assert main(["score", jsonl(tmp_path / "items.jsonl", TEA), "--out", str(tmp_path / out), *models]) == 1
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+
+
+def test_a_wrong_line_is_found_before_a_model_is_loaded(
+    tmp_path: Path, models: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("app.main.create_app", None)
+    items = [{"text": f"{n}"} for n in range(300)]
+    assert main(["score", jsonl(tmp_path / "items.jsonl", *items, {"text": 3}), *models]) == 1
+    assert "items.jsonl line 301: items[44].text" in capsys.readouterr().err
+
+
+def test_resume_continues_after_the_results_that_are_there(
+    tmp_path: Path, models: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    items = [{"id": n, "text": f"number {n}"} for n in range(6)]
+    file, out, partial = (
+        jsonl(tmp_path / "in.jsonl", *items, TOO_LONG),
+        tmp_path / "out.jsonl",
+        tmp_path / "out.partial.jsonl",
+    )
+    words = ["score", file, "--out", str(out), "--max-items", "2", *models]
+    assert main(words) == 1
+    assert f"the first 6 results are in {partial}; --resume continues after them" in capsys.readouterr().err
+    assert not out.exists()
+    first = partial.read_text()
+    assert main(words) == 1
+    assert "add --resume to continue it, or delete it" in capsys.readouterr().err
+    assert partial.read_text() == first
+
+    partial.write_text(first[:-20])  # as where the process was killed within a line
+    jsonl(tmp_path / "in.jsonl", *items, {"id": 6, "text": "number 6"})
+    assert main([*words, "--resume"]) == 0
+    rows = results(out.read_text())
+    assert [row["id"] for row in rows] == list(range(7))
+    assert out.read_text().startswith(first)
+    assert sorted(path.name for path in tmp_path.glob("out*")) == ["out.jsonl"]
+
+
+def test_resume_refuses_another_input_another_option_and_another_model(
+    tmp_path: Path, models: list[str], safety_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, out = jsonl(tmp_path / "in.jsonl", TEA, LOCK, TOO_LONG), tmp_path / "out.jsonl"
+    words = ["score", file, "--out", str(out), "--max-items", "1", *models]
+    assert main(words) == 1
+    jsonl(tmp_path / "in.jsonl", LOCK, TEA)
+    assert main([*words, "--resume"]) == 1
+    assert "result 1 of" in capsys.readouterr().err
+    jsonl(tmp_path / "in.jsonl", TEA, LOCK, TEA)
+    assert main([*words, "--resume", "--truncation", "left"]) == 1
+    assert "options is {'truncation': 'left'}, but" in capsys.readouterr().err
+    assert main([*words, "--resume", "--helpfulness-model", str(safety_dir)]) == 1
+    assert "models is" in capsys.readouterr().err
+    assert main([*words, "--resume"]) == 0
+
+
+def test_a_device_is_written_to_as_it_is(tmp_path: Path, models: list[str]) -> None:
+    assert main(["score", jsonl(tmp_path / "items.jsonl", TEA), "--out", os.devnull, *models]) == 0
+    assert Path(os.devnull).is_char_device()
+
+
+def test_a_reader_that_has_enough_is_no_error(tmp_path: Path, models: list[str]) -> None:
+    file = jsonl(tmp_path / "items.jsonl", *[{"text": f"{n}"} for n in range(2000)])
+    command = shlex.join([*CLI, "score", file, "--max-items", "64", *models])
+    shell = ["bash", "-c", f"{command} | head -n 1; exit ${{PIPESTATUS[0]}}"]
+    with running(shell, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        out, error = process.communicate(timeout=120)
+    assert (process.returncode, error) == (141, "")
+    assert json.loads(out)["text"] == "0"
+
+
+# -- a running server -------------------------------------------------------------------------------------------------
+
+
+def test_a_running_server_gives_what_the_models_here_give(
+    tmp_path: Path, models: list[str], client: httpx.Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    items = [TEA | {"id": 1}, LOCK, {"text": "naïve 茶"}]
+    file, url = jsonl(tmp_path / "items.jsonl", *items), str(client.base_url)
+    assert main(["score", file, *models]) == 0
+    here = results(capsys.readouterr().out)
+    assert main(["score", file, "--url", url]) == 0
+    assert results(capsys.readouterr().out) == here
+    assert main(["compare", jsonl(tmp_path / "pairs.jsonl", PAIR), "--url", url, "--margin-scheme", "small"]) == 0
+    captured = capsys.readouterr()
+    assert [row["margin"] for row in results(captured.out)] == pytest.approx([2 / 3])
+    assert "1 pairs: accuracy" in captured.err
+
+
+def test_errors_of_a_running_server_name_the_line(
+    tmp_path: Path, client: httpx.Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = jsonl(tmp_path / "items.jsonl", TEA, TOO_LONG)
+    assert main(["score", file, "--url", str(client.base_url)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"reward-service: {file} line 2: items[1] has ")
+    assert error.count("\n") == 1
+
+
+def test_a_server_that_is_not_there_or_wants_a_key_is_one_line(
+    tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = jsonl(tmp_path / "items.jsonl", TEA)
+    url = f"http://127.0.0.1:{free_port()}"
+    assert main(["score", file, "--url", url]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"reward-service: {url} does not answer")
+    assert error.count("\n") == 1
+    with serve(api_keys="secret") as server:
+        assert main(["score", file, "--url", str(server.base_url)]) == 1
+        assert "REWARD_CLIENT_API_KEY" in capsys.readouterr().err
+        monkeypatch.setenv("REWARD_CLIENT_API_KEY", "secret")
+        assert main(["score", file, "--url", str(server.base_url)]) == 0
+
+
+def test_settings_of_models_mean_nothing_to_a_running_server(
+    tmp_path: Path, models: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["score", jsonl(tmp_path / "items.jsonl", TEA), "--url", "http://127.0.0.1:1", *models]) == 1
+    assert "--safety-model, --helpfulness-model cannot be given with --url" in capsys.readouterr().err
+
+
+# -- help and version -------------------------------------------------------------------------------------------------
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exited:
+        main(["--version"])
+    assert exited.value.code == 0
+    assert capsys.readouterr().out == f"reward-service {__version__}\n"
+
+
+def test_help_of_a_file_command_lists_what_concerns_it_with_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["score", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for shown in (
+        "--url",
+        "--safety-model",
+        "--num-threads",
+        "(default: error)",
+        "(default: auto)",
+        "(default: unset)",
+    ):
+        assert shown in text
+    for hidden in ("--port", "--api-keys", "--grace-seconds", "--ui"):
+        assert hidden not in text
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "--base", "absent", "--data", "-", "--out", "out"],
+        ["init", "--from-lm", "absent", "--out", "out"],
+        ["score", "items.jsonl", "--safety-model", "absent"],
+        ["serve", "--safety-model", "absent"],
+        ["evaluate", "items.jsonl", "--helpfulness-model", "absent"],
+    ],
+)
+def test_a_directory_that_is_not_there_is_found_before_torch_is_imported(tmp_path: Path, words: list[str]) -> None:
+    jsonl(tmp_path / "items.jsonl", PAIR if words[0] == "evaluate" else TEA)
+    script = (
+        "import sys; from app.cli import main; code = main(sys.argv[1:]); "
+        "print(code, *sorted({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run(  # noqa: S603 - our own script
+        [sys.executable, "-c", script, *words],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.stdout == "1\n", done.stderr
+    assert "absent" in done.stderr
+
+
 # -- init -------------------------------------------------------------------------------------------------------------
 
 
@@ -246,6 +543,18 @@ def test_init_is_reproducible_and_its_seed_chooses_the_head(tmp_path: Path) -> N
         heads.append(head_of(AutoModelForSequenceClassification.from_pretrained(tmp_path / out))[1].weight)
     assert torch.equal(heads[0], heads[1])
     assert not torch.equal(heads[0], heads[2])
+
+
+def test_everybody_may_read_what_init_writes_and_a_failure_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm, out = make_language_model(tmp_path / "lm"), tmp_path / "out"
+    monkeypatch.setattr("app.checkpoints.new_head.mark_untrained", lambda *_: (_ for _ in ()).throw(OSError("full")))
+    assert main(["init", "--from-lm", str(lm), "--out", str(out)]) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lm"]
+    monkeypatch.undo()
+    assert main(["init", "--from-lm", str(lm), "--out", str(out)]) == 0
+    assert {stat.S_IMODE(file.stat().st_mode) for file in out.iterdir()} == {0o644}
 
 
 def test_init_never_overwrites(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

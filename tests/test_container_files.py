@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -68,6 +70,26 @@ def test_every_install_keeps_to_the_constraints(dockerfile: list[tuple[str, str]
 def test_no_extra_of_the_project_is_installed(dockerfile: list[tuple[str, str]]) -> None:
     assert any(rest.endswith("--no-deps .") for rest in arguments(dockerfile, "RUN"))
     assert not any(".[" in rest for rest in arguments(dockerfile, "RUN"))
+
+
+def requirements(dockerfile: list[tuple[str, str]], extras: str) -> subprocess.CompletedProcess[str]:
+    """Runs the program of the build that writes requirements.txt."""
+    (run,) = (rest for rest in arguments(dockerfile, "RUN") if "> requirements.txt" in rest)
+    (program,) = re.findall(r"python -c '([^']*)' > requirements.txt", run)
+    command = [sys.executable, "-c", program]
+    environment = {"EXTRAS": extras}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)  # noqa: S603
+
+
+def test_a_build_argument_adds_extras(dockerfile: list[tuple[str, str]], project: dict[str, Any]) -> None:
+    assert "EXTRAS=" in arguments(dockerfile, "ARG")
+    own = project["project"]["dependencies"]
+    extras = project["project"]["optional-dependencies"]
+    assert requirements(dockerfile, "").stdout.splitlines() == own
+    assert requirements(dockerfile, "ui, otel").stdout.splitlines() == [*own, *extras["ui"], *extras["otel"]]
+    refused = requirements(dockerfile, "uii")
+    assert refused.returncode == 1
+    assert "EXTRAS has uii; there are" in refused.stderr
 
 
 def test_torch_is_pinned_where_the_build_looks_for_its_version() -> None:

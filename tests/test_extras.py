@@ -6,7 +6,7 @@ from tests.extras import is_met, lacking, requirements
 def test_an_extra_asks_for_what_the_extras_that_it_names_ask_for() -> None:
     train = {requirement.name for requirement in requirements("train")}
     dev = {requirement.name for requirement in requirements("dev")}
-    assert {"trl", "gguf"} <= train <= dev
+    assert {"trl", "datasets"} <= train <= dev
     assert "reward-service" not in dev
 
 

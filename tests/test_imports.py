@@ -1,4 +1,4 @@
-"""Imports point one way: `api -> engine`, `api -> shaping`; the core knows no HTTP, the client only httpx.
+"""Imports point one way: `api -> engine`, `api -> rewards`; the core knows no HTTP, the client only httpx.
 
 Read from the source, not from what happens to be loaded: an import inside a function or behind TYPE_CHECKING counts, and
 so does what a module of ours imports in turn.
@@ -15,7 +15,15 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 OURS = {"app", "reward_client"}
 WEB = {"fastapi", "starlette", "uvicorn", "httpx", "prometheus_client"}
-HTTP_SIDE = {"app.api", "app.main", "app.server", "app.service", "app.schemas", "app.cli", "app.metrics"}
+HTTP_SIDE = {
+    "app.api",
+    "app.main",
+    "app.http.server",
+    "app.service",
+    "app.api.schemas",
+    "app.cli",
+    "app.observability.metrics",
+}
 
 
 def imports_of(source: str, module: str, *, is_package: bool = False) -> set[str]:
@@ -101,13 +109,13 @@ def test_the_reader_finds_an_import_wherever_it_stands(source: str) -> None:
 
 
 def test_the_reader_resolves_relative_imports() -> None:
-    assert "app.api.score" in imports_of("from ..api import score", "app.engine.loading")
-    assert "app.engine.loading" in imports_of("from .loading import head_of", "app.engine", is_package=True)
-    assert "app.engine.loading" in imports_of("from . import loading", "app.engine.threads")
+    assert "app.api.score" in imports_of("from ..api import score", "app.checkpoints.loading")
+    assert "app.checkpoints.loading" in imports_of("from .loading import head_of", "app.checkpoints", is_package=True)
+    assert "app.checkpoints.loading" in imports_of("from . import loading", "app.checkpoints.weights")
 
 
 def test_the_reader_sees_the_tree() -> None:
-    assert {"app.api.score", "app.engine.engine", "app.shaping", "app.engine", "reward_client"} <= set(SOURCES)
+    assert {"app.api.score", "app.engine.engine", "app.rewards.pipeline", "app.engine", "reward_client"} <= set(SOURCES)
     assert "torch" in IMPORTS["app.engine.reward_model"]
     assert forbidden(reached(["app.api.score"]), {"fastapi"})
     assert forbidden(reached(["app.main"]), {"torch"})
@@ -119,15 +127,29 @@ def test_the_engine_knows_no_http(module: str) -> None:
     assert forbidden(reached([module]), WEB | HTTP_SIDE) == []
 
 
+@pytest.mark.parametrize("module", under("app.engine"))
+def test_the_engine_does_not_know_where_its_models_come_from(module: str) -> None:
+    assert forbidden(reached([module]), {"app.checkpoints"}) == []
+
+
 @pytest.mark.parametrize("module", ["app.engine.prefix_tree", "app.engine.scheduler", "app.engine.sequence"])
 def test_the_tree_and_the_scheduler_know_no_torch(module: str) -> None:
     assert IMPORTS[module]
     assert forbidden(reached([module]), {"torch", "transformers", "safetensors", "tokenizers"}) == []
 
 
-def test_shaping_knows_nothing_of_ours() -> None:
-    assert "torch" in IMPORTS["app.shaping"]
-    assert top_levels(IMPORTS["app.shaping"]) - sys.stdlib_module_names == {"torch"}
+def test_the_server_cannot_open_a_pickle() -> None:
+    """Only a command imports what converts `.bin` weights, and nothing else calls `torch.load`."""
+    importers = {module for module in SOURCES if forbidden(IMPORTS[module], {"app.checkpoints.convert"})}
+    assert importers == {"app.checkpoints.arguments"}
+    callers = {module for module, file in SOURCES.items() if "torch.load(" in file.read_text(encoding="utf-8")}
+    assert callers == {"app.checkpoints.convert"}
+
+
+def test_rewards_are_numpy_and_know_nothing_else_of_ours() -> None:
+    names = reached(under("app.rewards"))
+    assert top_levels(names) - sys.stdlib_module_names == {"numpy", "app"}
+    assert [name for name in names if name.startswith("app") and not name.startswith("app.rewards")] == []
 
 
 @pytest.mark.parametrize("module", ["app.errors", "app.settings"])
@@ -135,7 +157,17 @@ def test_errors_and_settings_know_neither_models_nor_http(module: str) -> None:
     assert forbidden(reached([module]), WEB | HTTP_SIDE | {"torch", "transformers", "app.engine"}) == []
 
 
-@pytest.mark.parametrize("module", ["app.api.bodies", "app.schemas", "app.worker"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "app.api.bodies",
+        "app.api.schemas",
+        "app.api.ppo_schemas",
+        "app.api.ppo_batch",
+        "app.api.ppo_answer",
+        "app.http.body_worker",
+    ],
+)
 def test_the_process_that_reads_large_bodies_starts_without_torch(module: str) -> None:
     assert forbidden(reached([module]), {"torch", "transformers", "app.engine", "fastapi"}) == []
 
@@ -151,7 +183,8 @@ def test_the_command_line_starts_without_torch() -> None:
 
 
 def test_nothing_but_main_and_the_command_line_imports_the_routes() -> None:
-    importers = {module for module in under("app") if forbidden(IMPORTS[module], {"app.api"})}
+    routes = {f"app.api.{name}" for name in ("admin", "compare", "compat", "ops", "ppo_reward", "score")}
+    importers = {module for module in under("app") if forbidden(IMPORTS[module], routes)}
     assert importers - set(under("app.api")) <= {"app.main"}
 
 
@@ -166,7 +199,6 @@ def test_the_clients_adapters_import_no_service() -> None:
     assert forbidden(reached(under("reward_client")), {"app"}) == []
 
 
-def test_prometheus_is_imported_in_one_place() -> None:
+def test_prometheus_is_imported_only_by_the_modules_about_metrics() -> None:
     importers = {module for module in SOURCES if forbidden(IMPORTS[module], {"prometheus_client"})}
-    assert importers <= {"app.metrics"}
-    assert ("app.metrics" in SOURCES) == bool(importers)
+    assert importers == {"app.observability.bulk_histogram", "app.observability.metrics", "app.ray_serve.metrics"}

@@ -1,4 +1,4 @@
-"""The README's examples against a server: what it prints is what a reader gets."""
+"""The examples of README.md and docs/api.md against a service of the shipped models: what is printed is what a reader gets."""
 
 import json
 import re
@@ -14,68 +14,9 @@ import pytest
 
 from reward_client import RewardClient
 from tests.conftest import Serve
+from tests.examples import ADDRESS, PAGES, ROOT, find_examples, read_values, select, send
 
-ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-ADDRESS = re.compile(r"http://(?:127\.0\.0\.1|localhost):8000")
 TOLERANCE = 1e-3
-
-
-def blocks(language: str, text: str = README) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
-
-
-def curl_examples(text: str = README) -> list[tuple[list[str], str]]:
-    """Each curl command's words, and what is printed below it."""
-    found = []
-    for block in blocks("console", text):
-        prompts = re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]
-        for prompt in prompts:
-            if prompt.startswith("curl "):
-                command, answer = split_command(prompt)
-                found.append((shlex.split(command), answer.strip()))
-    return found
-
-
-def split_command(prompt: str) -> tuple[str, str]:
-    """A command ends at the first line break that is neither escaped nor inside quotes."""
-    lines = prompt.splitlines(keepends=True)
-    for n in range(1, len(lines) + 1):
-        command = "".join(lines[:n])
-        if not command.rstrip("\n").endswith("\\"):
-            try:
-                shlex.split(command)
-            except ValueError:  # no closing quotation yet
-                continue
-            return command.replace("\\\n", " "), "".join(lines[n:])
-    raise AssertionError(f"an unfinished command in the README: {prompt}")
-
-
-def send(client: httpx.Client, words: list[str]) -> httpx.Response:
-    """What curl would send; knows the options that the README uses and no others."""
-    method, url, headers, content = "GET", "", {"content-type": "application/x-www-form-urlencoded"}, None
-    left = iter(words[1:])
-    for word in left:
-        match word:
-            case "-s" | "--silent" | "-sS" | "-f" | "--fail":
-                pass
-            case "-X" | "--request":
-                method = next(left)
-            case "-H" | "--header":
-                name, _, value = next(left).partition(":")
-                headers[name.strip().lower()] = value.strip()
-            case "-d" | "--data":
-                method, content = "POST", next(left)
-            case "--json":
-                method, content = "POST", next(left)
-                headers |= {"content-type": "application/json", "accept": "application/json"}
-            case _ if not word.startswith("-") and not url:
-                url = word if "://" in word else f"http://{word}"
-            case _:
-                raise AssertionError(f"the README's curl has {word}, which this test does not know")
-    path, count = ADDRESS.subn("", url)
-    assert count == 1, f"the README's curl asks {url}; the service's default is http://127.0.0.1:8000"
-    return client.request(method, path or "/", headers=headers, content=content)
 
 
 def assert_like(got: Any, printed: Any, place: str = "the answer") -> None:
@@ -104,22 +45,24 @@ def shipped(serve: Serve) -> Iterator[httpx.Client]:
         yield client
 
 
-def test_every_curl_gets_the_answer_that_is_printed_below_it(shipped: httpx.Client) -> None:
-    examples = curl_examples()
-    assert examples, "the README shows no curl in a ```console block"
-    for words, printed in examples:
-        response = send(shipped, words)
-        assert response.status_code == 200, (words, response.text)
-        assert printed, f"the README prints no answer of {shlex.join(words)}"
-        assert_like(response.json(), json.loads(printed))
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_curl_gets_the_answer_that_is_printed_below_it(shipped: httpx.Client, page: Path) -> None:
+    examples = find_examples(page.read_text(encoding="utf-8"))
+    assert examples, f"{page.name} shows no curl in a ```console block"
+    for example in examples:
+        response = send(shipped, example.request)
+        assert response.status_code == 200, (example.request, response.text)
+        assert example.printed, f"{page.name} prints no answer of {shlex.join(example.request)}"
+        assert_like(list(example.shown(response.json())), example.printed_values())
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_python_block_prints_what_its_comments_say(
-    shipped: httpx.Client, monkeypatch: pytest.MonkeyPatch
+    shipped: httpx.Client, monkeypatch: pytest.MonkeyPatch, page: Path
 ) -> None:
     """A line `print(...)  # words` prints these words, numbers within a thousandth."""
-    found = blocks("python")
-    assert found, "the README shows no ```python block"
+    found = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    assert found, f"{page.name} shows no ```python block"
     monkeypatch.syspath_prepend(str(ROOT))
     address = str(shipped.base_url).rstrip("/")
     for block in found:
@@ -127,7 +70,7 @@ def test_every_python_block_prints_what_its_comments_say(
         printed = StringIO()
         with redirect_stdout(printed):
             names: dict[str, Any] = {"__name__": "__main__"}
-            exec(compile(code, "README.md", "exec"), names)  # noqa: S102 - our own README
+            exec(compile(code, page.name, "exec"), names)  # noqa: S102 - our own pages
         for value in names.values():
             if isinstance(value, RewardClient | httpx.Client):  # an example need not close what its process will
                 value.close()
@@ -154,17 +97,32 @@ SAMPLE = """
 $ make serve
 $ curl -s http://127.0.0.1:8000/score -H 'Content-Type: application/json' \\
     -d '{"items": [
-         {"text": "a"}]}'
-{"results": [1.5]}
+         {"text": "a"}]}' | jq -c '.results[]'
+1.5
+{"b":2}
 ```
 """
 
 
-def test_the_reader_finds_a_command_over_several_lines_and_its_answer() -> None:
-    ((words, answer),) = curl_examples(SAMPLE)
-    assert words[:3] == ["curl", "-s", "http://127.0.0.1:8000/score"]
-    assert json.loads(words[-1]) == {"items": [{"text": "a"}]}
-    assert json.loads(answer) == {"results": [1.5]}
+def test_the_reader_finds_a_command_over_several_lines_its_filter_and_its_answer() -> None:
+    (example,) = find_examples(SAMPLE)
+    assert example.request[:3] == ["curl", "-s", "http://127.0.0.1:8000/score"]
+    assert json.loads(example.request[-1]) == {"items": [{"text": "a"}]}
+    assert list(example.shown({"results": [1.5, {"b": 2}]})) == example.printed_values() == [1.5, {"b": 2}]
+    assert example.text({"results": [1.5000001, {"b": 2}]}) == example.printed
+
+
+def test_a_filter_selects_as_jq_does() -> None:
+    value = {"a": [{"b": 1}, {"b": 2}]}
+    assert list(select(value, ".")) == [value]
+    assert list(select(value, ".a[1].b")) == [2]
+    assert list(select(value, ".a[].b")) == [1, 2]
+    with pytest.raises(ValueError, match="is no path"):
+        list(select(value, ".a | length"))
+
+
+def test_values_are_read_one_behind_the_other() -> None:
+    assert read_values('{"a": 1}\n[2]\n3\n') == [{"a": 1}, [2], 3]
 
 
 def test_the_comparison_sees_a_number_a_key_and_a_word_that_differ() -> None:

@@ -1,7 +1,7 @@
-from tests.settings_table import README, settings_table, with_table
+from tests.settings_table import PAGE, settings_table, with_table
 
 
-def test_the_readme_has_the_settings_that_the_code_has() -> None:
-    readme = README.read_text(encoding="utf-8")
-    assert settings_table() in readme, "run `make readme`"
-    assert with_table(readme) == readme
+def test_the_page_has_the_settings_that_the_code_has() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert settings_table() in page, "run `make readme`"
+    assert with_table(page) == page

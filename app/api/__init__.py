@@ -1,1 +1,1 @@
-"""The HTTP side: bodies in, engine and shaping calls, bodies out."""
+"""The HTTP side: bodies in, engine and reward calls, bodies out."""

@@ -1,14 +1,17 @@
 """POST /admin/reload: the configured checkpoints anew, without downtime. For the operator, who has an API key."""
 
+from fastapi import APIRouter
 from pydantic import BaseModel, Field
 from starlette.requests import Request
+from starlette.responses import Response
 
+from app.api.errors import CLIENT_CLOSED_REQUEST, NATIVE_ERRORS
 from app.api.inputs import TheService
-from app.api.route import native_router
+from app.api.schemas import ErrorBody, example
 from app.errors import ForbiddenError, InvalidInputError
-from app.schemas import ErrorBody, example
+from app.http.disconnect import ClientGoneError, DisconnectWatches
 
-router = native_router()
+router = APIRouter(responses=NATIVE_ERRORS.responses(), tags=["operation"])
 
 
 class ModelVersions(BaseModel):
@@ -28,17 +31,22 @@ class Reloaded(BaseModel):
     "/admin/reload",
     summary="Load the configured checkpoints anew and swap them in",
     description="Answers when the new models serve; requests accepted before are answered by the old ones. A checkpoint that "
-    "is refused (422), or does not fit beside the old one, changes nothing. It takes no body.",
+    "is refused (422), or does not fit beside the old one, changes nothing. It takes no body. A reload goes on where its client "
+    "leaves; the log says how it ended.",
+    response_model=Reloaded,
     responses={403: {"model": ErrorBody}, 409: {"model": ErrorBody}},
 )
-async def reload(service: TheService, request: Request) -> Reloaded:
+async def reload(service: TheService, request: Request) -> Reloaded | Response:
     if not service.settings.api_keys:
         raise ForbiddenError("reloading needs an API key, and the service has none; set REWARD_API_KEYS and restart it")
     service.accept()
     if await request.body():
         raise InvalidInputError("a reload takes no body: the settings name the checkpoints; send none")
     before = {name: model.checkpoint.version for name, model in service.ready_engine().models.items()}
-    await service.reload()
+    try:
+        await DisconnectWatches().while_connected(request.receive, service.reload())
+    except ClientGoneError:  # the reload goes on, and nobody waits for an answer
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
     after = {name: model.checkpoint.version for name, model in service.ready_engine().models.items()}
     return Reloaded(
         models={name: ModelVersions(version=version, previous_version=before[name]) for name, version in after.items()}

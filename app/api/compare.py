@@ -1,45 +1,64 @@
-"""POST /compare: the margin ranking loss of preference pairs, and how many the model gets right."""
+"""POST /compare: the margin ranking loss of preference pairs, and how often the model agrees with them."""
 
-import torch
-from starlette.requests import Request
-from torch import Tensor
+import numpy as np
 
-from app.api.inputs import TheService, while_connected
-from app.api.route import native_router
+from app.api.inputs import TheService
+from app.api.pairs import margin_of, pair_to_inputs
+from app.api.schemas import (
+    CompareRequest,
+    CompareResponse,
+    CompareSummary,
+    ModelComparison,
+    Pair,
+    PairResult,
+    PairTruncated,
+)
 from app.api.score import usage_of
-from app.pairs import margin_of, sides
-from app.schemas import CompareRequest, CompareResponse, CompareSummary, Pair, PairResult, PairTruncated
-from app.shaping import MARGINS, margin_ranking_gradient, margin_ranking_loss
+from app.engine.requests import ItemScore
+from app.rewards.logistic import sigmoid
+from app.rewards.margins import MARGINS
+from app.rewards.ranking import margin_ranking_gradient, margin_ranking_loss
+from app.rewards.types import Floats
 
-router = native_router()
+DEFAULT_MODEL = "helpfulness"
 
 
-@router.post("/compare", summary="Margin ranking loss of preference pairs")
-async def compare(body: CompareRequest, service: TheService, request: Request) -> CompareResponse:
+async def compare(body: CompareRequest, service: TheService) -> CompareResponse:
     service.check_count("pairs", len(body.pairs))
-    (model,) = service.require_models([body.model], "this comparison")
-    inputs = [side for i, pair in enumerate(body.pairs) for side in sides(pair, i, f"pairs[{i}].")]
-    scores = await while_connected(request, service.score(inputs, models=(model,), truncation=body.truncation))
-    items = [item[model] for item in scores.items]
+    models = service.require_models(body.models or [body.model or DEFAULT_MODEL], "this comparison")
+    inputs = [side for i, pair in enumerate(body.pairs) for side in pair_to_inputs(pair, i, f"pairs[{i}].")]
+    scores = await service.score(inputs, models=models, truncation=body.truncation)
+    by_model = {model: compared(body, [item[model] for item in scores.items]) for model in models}
+    first = by_model[models[0]]
+    return CompareResponse(
+        results=first.results,
+        summary=first.summary,
+        by_model=by_model if body.models is not None else None,
+        usage=usage_of(scores),
+    )
+
+
+def compared(body: CompareRequest, items: list[ItemScore]) -> ModelComparison:
+    """One model's; `items` are the chosen and the rejected of each pair in turn."""
     results = pair_results(
-        chosen=torch.tensor([item.score for item in items[::2]], dtype=torch.float64),
-        rejected=torch.tensor([item.score for item in items[1::2]], dtype=torch.float64),
-        margin=torch.tensor([margin_of(pair, body.margin_scheme) for pair in body.pairs], dtype=torch.float64),
+        chosen=np.array([item.score for item in items[::2]], np.float64),
+        rejected=np.array([item.score for item in items[1::2]], np.float64),
+        margin=np.array([margin_of(pair, body.margin_scheme) for pair in body.pairs], np.float64),
         truncated=[
             PairTruncated(chosen=a.truncated, rejected=b.truncated)
             for a, b in zip(items[::2], items[1::2], strict=True)
         ],
     )
-    return CompareResponse(results=results, summary=summarize(body.pairs, results), usage=usage_of(scores))
+    return ModelComparison(results=results, summary=summarize(body.pairs, results))
 
 
-def pair_results(chosen: Tensor, rejected: Tensor, margin: Tensor, truncated: list[PairTruncated]) -> list[PairResult]:
+def pair_results(chosen: Floats, rejected: Floats, margin: Floats, truncated: list[PairTruncated]) -> list[PairResult]:
     gradient = margin_ranking_gradient(chosen, rejected, margin)
     columns = {
         "chosen_score": chosen,
         "rejected_score": rejected,
         "margin": margin,
-        "probability": torch.sigmoid(chosen - rejected),
+        "probability": sigmoid(chosen - rejected),
         "loss": margin_ranking_loss(chosen, rejected),
         "loss_with_margin": margin_ranking_loss(chosen, rejected, margin),
         "grad_chosen": gradient,

@@ -1,11 +1,18 @@
-"""Every error as the one body of the native routes."""
+"""How errors become responses: the one body of the native routes, and the mapping of Starlette's own exceptions."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 from fastapi import FastAPI
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from app.api.schemas import ErrorBody
 from app.errors import (
+    InferenceFailedError,
     InvalidInputError,
     MethodNotAllowedError,
     NotFoundError,
@@ -13,18 +20,30 @@ from app.errors import (
     UnauthorizedError,
     UnavailableError,
 )
-from app.record import note_error
+from app.observability.request_context import current_request
 
 CLIENT_CLOSED_REQUEST = 499
 MAX_MESSAGE_CHARS = 500
 
 
-class ClientGoneError(Exception):
-    """The client left before its answer; nobody reads the response."""
+@dataclass(frozen=True, slots=True)
+class ErrorFormat:
+    """How a group of routes writes its errors, and what /docs says about them."""
+
+    write: Callable[[RequestError], Response]
+    body: type[BaseModel]
+    statuses: tuple[int, ...]
+    tags: tuple[str, ...] = ()
+
+    def responses(self) -> dict[int | str, dict[str, Any]]:
+        """FastAPI's `responses`. The access rules, which stand before all routes, answer 401 and 403 in the native format."""
+        access: dict[int | str, dict[str, Any]] = {status: {"model": ErrorBody} for status in (401, 403)}
+        return access | {status: {"model": self.body} for status in self.statuses}
 
 
 def error_response(error: RequestError) -> JSONResponse:
-    note_error(error)
+    if context := current_request():
+        context.code = error.code
     headers = {}
     if isinstance(error, UnavailableError):
         headers["retry-after"] = str(error.retry_after_seconds)
@@ -37,15 +56,18 @@ def error_response(error: RequestError) -> JSONResponse:
 
 
 def shorten(message: str) -> str:
-    """One line that shows both ends, for the value may be huge and the remedy comes last."""
+    """One line. A long message keeps both ends: the value in the middle may be huge, and the remedy comes last."""
     if len(message) > MAX_MESSAGE_CHARS:
         half = MAX_MESSAGE_CHARS // 2
         message = f"{message[:half]} ... {message[-half:]}"
     return " ".join(message.split())
 
 
+NATIVE_ERRORS = ErrorFormat(error_response, ErrorBody, (400, 413, 415, 422, 500, 503, 504), ("rewards",))
+
+
 def install(app: FastAPI) -> None:
-    """Registers the handlers; Starlette's own exceptions are mapped by their status."""
+    """Registers the exception handlers with FastAPI."""
 
     def request_error(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestError)
@@ -65,5 +87,9 @@ def install(app: FastAPI) -> None:
         response.headers.update(error.headers or {})  # such as Allow
         return response
 
+    def unexpected_error(_: Request, __: Exception) -> Response:
+        return error_response(InferenceFailedError("an unexpected fault; the log has it"))
+
     app.add_exception_handler(RequestError, request_error)
+    app.add_exception_handler(Exception, unexpected_error)  # Starlette raises it again, for the log
     app.add_exception_handler(HTTPException, http_error)

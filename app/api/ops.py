@@ -2,40 +2,55 @@
 
 from typing import Any, Literal
 
+from fastapi import APIRouter
 from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from app import __version__
+from app.api.compat.dialect import choose_model
+from app.api.errors import NATIVE_ERRORS
 from app.api.inputs import TheService
-from app.api.route import native_router
+from app.api.schemas import example
+from app.engine.engine import Engine
 from app.engine.reward_model import RewardModel
 from app.errors import NotReadyError
 
-router = native_router()
+router = APIRouter(responses=NATIVE_ERRORS.responses(), tags=["operation"])
 
 
 class Health(BaseModel):
+    model_config = example({"status": "ok"})
+
     status: Literal["ok", "loading"]
 
 
 class Ready(BaseModel):
+    model_config = example({"status": "ready", "models": ["safety", "helpfulness"]})
+
     status: Literal["ready"]
     models: list[str]
 
 
+@router.head("/health", include_in_schema=False)
 @router.get("/health", summary="Whether the process answers and its model threads are alive")
 async def health(service: TheService) -> Health:
     if service.engine is None:
         return Health(status="loading")
-    if not service.engine.is_alive:
-        raise NotReadyError("a model thread has died; restart the service")
+    check_alive(service.engine)
     return Health(status="ok")
 
 
+def check_alive(engine: Engine[RewardModel]) -> None:
+    if not engine.is_alive:
+        raise NotReadyError("a model thread has died, and the log says of what; restart the service")
+
+
+@router.head("/ready", include_in_schema=False)
 @router.get("/ready", summary="Whether the models are loaded and have scored")
 async def ready(service: TheService) -> Ready:
     service.accept()
+    check_alive(service.ready_engine())
     return Ready(status="ready", models=list(service.ready_engine().models))
 
 
@@ -61,19 +76,21 @@ async def info(service: TheService) -> dict[str, Any]:
             "deadline_seconds": settings.deadline_seconds,
             "max_queue_tokens": {str(name): d.scheduler.max_queue_tokens for name, d in engine.devices.items()},
         },
+        "cpu_threads": {"limit": service.thread_limit.num_threads, "reason": service.thread_limit.reason},
         "safety_threshold": settings.safety_threshold,
         "beta": settings.beta,
         # what clients of text-embeddings-inference read
         "model_id": first["model_id"],
         "model_sha": first["version"],
         "model_dtype": first["dtype"],
-        "model_type": {"classifier": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}},
+        "served_model_name": choose_model(service, None),
+        "model_type": {"reranker": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}},  # of one label
         "max_concurrent_requests": settings.max_waiting_requests,
         "max_input_length": min(model["max_length"] for model in models.values()),
         "max_batch_tokens": min(model["max_batch_tokens"] for model in models.values()),
         "max_batch_requests": None,
         "max_client_batch_size": settings.max_items,
-        "auto_truncate": False,
+        "auto_truncate": settings.compat_truncation != "error",
         "tokenization_workers": 1,
         "sha": None,
         "docker_label": None,
@@ -84,6 +101,7 @@ def model_info(model: RewardModel) -> dict[str, Any]:
     return {
         "model_id": model.checkpoint.source,
         "version": model.checkpoint.version,
+        "tags": list(model.checkpoint.tags),
         "architecture": type(model.net).__name__,
         "num_parameters": model.net.num_parameters(),
         "dtype": model.weight_dtype,
@@ -92,8 +110,13 @@ def model_info(model: RewardModel) -> dict[str, Any]:
         "max_length": model.tokenization.max_length,
         "max_batch_tokens": model.max_batch_tokens,
         "has_chat_template": model.tokenization.has_template,
-        "path": model.facts.path,
-        "path_reason": model.facts.reason,
-        "batch_invariant": model.facts.batch_invariant,
+        "parts": dict(model.checkpoint.about),
+        "path": model.plan.path,
+        "path_reason": model.plan.reason,
+        "batch_invariant": model.plan.batch_invariant,
         "token_scores": model.is_causal,
+        "step_scores": model.head.position.is_of_steps,
+        "cpu_thread_counts": list(model.threads.counts),
+        "prefix_cache_bytes": model.cache.max_bytes if model.cache is not None else 0,
+        "prefix_cache_reason": model.cache_reason,
     }

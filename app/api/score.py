@@ -1,49 +1,75 @@
-"""POST /score: each item's score by each model."""
+"""POST /score: the score of each item by each model."""
 
-import math
+from collections.abc import Mapping
 from typing import Any
 
-from starlette.requests import Request
+from app.api.inputs import TheService, engine_input
+from app.api.schemas import ScoreRequest, Usage
+from app.api.steps import reads_no_steps
+from app.engine.head import Head
+from app.engine.requests import ItemScore, Scores
+from app.engine.reward_model import RewardModel
+from app.engine.sequence import Steps
+from app.rewards.logistic import probability
 
-from app.api.inputs import TheService, engine_input, while_connected
-from app.api.route import native_router
-from app.engine.engine import ItemScore, Scores
-from app.schemas import ScoreRequest, ScoreResponse, Usage
 
-router = native_router()
-
-
-@router.post("/score", summary="Scores by the safety and the helpfulness model", response_model=ScoreResponse)
-async def score(body: ScoreRequest, service: TheService, request: Request) -> dict[str, Any]:
+async def score(body: ScoreRequest, service: TheService) -> dict[str, Any]:
     service.check_count("items", len(body.items))
-    models = service.require_models(body.models, "models")
+    models = service.require_models(body.models, "models[{index}]")
+    loaded = service.ready_engine().models  # those that score; a reload may put others in their place meanwhile
+    if body.step_scores or body.reduce is not None:
+        check_steps(body, {name: loaded[name].head for name in models})
     inputs = [engine_input(item, i) for i, item in enumerate(body.items)]
-    scores = await while_connected(
-        request,
-        service.score(inputs, models=models, truncation=body.truncation, token_scores=body.token_scores),
-    )
-    # Plain, as ScoreResponse says: to make its models costs a small request more than to parse its body.
-    return {
-        "results": [{"scores": {name: model_score(item[name]) for name in models}} for item in scores.items],
-        "usage": {"num_tokens": scores.num_tokens, "num_computed_tokens": scores.num_computed_tokens},
-    }
+    scores = await service.score(inputs, models=models, truncation=body.truncation, token_scores=body.token_scores)
+    # Plain dicts with ScoreResponse's fields: building the models would cost a small request more than parsing its body.
+    results = [{name: model_score(item[name]) for name in models} for item in scores.items]
+    for result, item in zip(results, scores.items, strict=True):
+        for name, scored in item.items():
+            if scored.steps is not None:
+                result[name] |= step_fields(scored.steps, loaded[name], body)
+    return {"results": [{"scores": result} for result in results], "usage": usage_fields(scores)}
+
+
+def check_steps(body: ScoreRequest, heads: Mapping[str, Head]) -> None:
+    """Raises InvalidInputError where steps are asked of a model that is named and reads none, or no model reads any."""
+    others = [name for name, head in heads.items() if not head.position.is_of_steps]
+    if others and (body.models is not None or len(others) == len(heads)):
+        raise reads_no_steps("step_scores" if body.step_scores else "reduce", others[0])
+
+
+def step_fields(steps: Steps, model: RewardModel, body: ScoreRequest) -> dict[str, Any]:
+    """The fields of a `ModelScore` that depend on its steps."""
+    fields: dict[str, Any] = {}
+    is_probability = model.head.map.gives_probability
+    if body.reduce is not None:
+        reduced = model.head.reduce(steps.scores, body.reduce)
+        fields = {"score": reduced, "probability": reduced if is_probability else probability(reduced)}
+    if body.step_scores is not False:
+        fields["step_scores"] = steps.scores
+        fields["step_probabilities"] = steps.scores if is_probability else [probability(s) for s in steps.scores]
+        fields["step_positions"] = steps.positions
+    return fields
 
 
 def model_score(item: ItemScore) -> dict[str, Any]:
     """A `ModelScore`."""
     entry: dict[str, Any] = {
         "score": item.score,
-        "probability": sigmoid(item.score),
+        "probability": item.score if item.is_probability else probability(item.score),
         "num_tokens": item.num_tokens,
         "truncated": item.truncated,
     }
     return entry if item.token_scores is None else entry | {"token_scores": item.token_scores}
 
 
-def sigmoid(score: float) -> float:
-    """1 / (1 + exp(-score)), without overflow at either end."""
-    return 1 / (1 + math.exp(-score)) if score >= 0 else math.exp(score) / (1 + math.exp(score))
+def usage_fields(scores: Scores) -> dict[str, int]:
+    """A `Usage`."""
+    return {
+        "num_tokens": scores.num_tokens,
+        "num_computed_tokens": scores.num_computed_tokens,
+        "num_cached_tokens": scores.num_cached_tokens,
+    }
 
 
 def usage_of(scores: Scores) -> Usage:
-    return Usage(num_tokens=scores.num_tokens, num_computed_tokens=scores.num_computed_tokens)
+    return Usage(**usage_fields(scores))

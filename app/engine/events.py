@@ -21,6 +21,7 @@ class Forward:
     seconds: float
     num_tokens: int
     num_computed_tokens: int
+    num_cached_tokens: int  # that an earlier batch left in the prefix cache
     num_truncated: int
     scores: list[float]
 
@@ -32,7 +33,7 @@ class BatchScored:
     device: str
     num_sequences: int
     num_tokens: int
-    num_computed_tokens: int  # of the prefix tree
+    num_computed_tokens: int  # by the model that computed most
     queue_seconds: list[float]  # of each sequence, from queued to taken
     seconds: float
     forwards: tuple[Forward, ...]
@@ -57,7 +58,7 @@ class Listener(Protocol):
         """On the event loop."""
 
 
-class Deaf:
+class NullListener:
     """The listener where nobody listens."""
 
     def batch_scored(self, event: BatchScored) -> None:
@@ -67,11 +68,11 @@ class Deaf:
         pass
 
 
-class Guarded:
+class SafeListener:
     """A listener that may be exchanged at any time, and whose faults end here."""
 
     def __init__(self) -> None:
-        self.listener: Listener = Deaf()
+        self.listener: Listener = NullListener()
 
     def batch_scored(self, event: BatchScored) -> None:
         try:

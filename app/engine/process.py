@@ -1,9 +1,18 @@
-"""What the whole process is told once, before its first forward: libraries' switches that have no other interface."""
+"""The process: library switches that must be set before the first forward, and how it ends while work is left."""
 
+import asyncio
 import contextlib
+import contextvars
 import ctypes
 import os
+import sys
+import threading
+from collections.abc import Callable
+from typing import TypeVar
 
+R = TypeVar("R")
+DAEMON_THREAD = "work-off-the-loop"
+ENDING_SECONDS = 0.5
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # glibc's malloc.h
 NEVER = 2**31 - 1
 MAX_FILES = 65536
@@ -49,3 +58,55 @@ def raise_file_limit() -> int:
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def in_daemon_thread(work: Callable[[], R]) -> "asyncio.Future[R]":
+    """Calls `work` on a thread of its own; the future gets what it returns or raises.
+
+    Unlike `asyncio.to_thread`, neither the event loop nor the interpreter waits for the thread when it ends: for work
+    that may never return, such as a download from a hub that does not answer.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[R] = loop.create_future()
+    context = contextvars.copy_context()
+
+    def finish(result: R | None, error: BaseException | None) -> None:
+        if future.done():  # abandoned or cancelled
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)  # type: ignore[arg-type] # None only where R allows it
+
+    def run() -> None:
+        result: R | None = None
+        failure: BaseException | None = None
+        try:
+            result = context.run(work)
+        except BaseException as error:  # noqa: BLE001 - it belongs to whoever awaits the future
+            failure = error
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(finish, result, failure)
+
+    threading.Thread(target=run, name=DAEMON_THREAD, daemon=True).start()
+    return future
+
+
+def has_daemon_work() -> bool:
+    """Whether work that `in_daemon_thread` began is still running.
+
+    Then end the process by `exit_now`: Python stops daemon threads wherever they are, and one that is stopped inside
+    C++ aborts the process.
+    """
+    threads = [thread for thread in threading.enumerate() if thread.name == DAEMON_THREAD]
+    for thread in threads:  # one that has delivered its result ends within this time
+        thread.join(ENDING_SECONDS)
+    return any(thread.is_alive() for thread in threads)
+
+
+def exit_now(code: int) -> None:
+    """Ends the process without waiting for any thread."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(code)

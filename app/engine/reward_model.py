@@ -1,44 +1,69 @@
-"""A loaded reward model: sequences in, scores out, by the fastest path that is exact for it.
+"""A loaded reward model: a batch in, scores out, by the fastest path that is exact for it.
 
-Three paths give the same scores, those of transformers' own forward on the one unpadded sequence (the *oracle*):
-- packed: the batch's prefix tree as one row (`attention`); causal decoders that use the attention interface;
-- padded: length-sorted batches padded on the right; encoders, and what cannot be packed;
-- single: one sequence a forward; where a score would depend on the row's length.
-At start a self-test scores a small forked tree both ways, and a model that disagrees takes the next path. Knows nothing
-of queues, threads and text.
+Three paths give the same scores, those of a plain forward of the one unpadded sequence (the *reference forward*):
+- packed: the batch's prefix tree as one row (`attention`), for causal decoders that use the attention interface;
+- padded: length-sorted batches padded on the right, for encoders and for decoders that cannot be packed;
+- single: one sequence per forward, where a score would depend on the row's length.
+At start a self-test compares each path with the reference forward; a model that disagrees takes the next path. Knows
+nothing of queues, threads and text.
 """
 
-from collections.abc import Callable, Iterator
-from collections.abc import Sequence as Many
-from contextlib import contextmanager
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from app.engine.attention import IMPLEMENTATION, LastLayerRows, PackedRow, Queries, narrowed, padded_length
-from app.engine.loading import Checkpoint, head_of
-from app.engine.prefix_tree import IntArray, PrefixTree
-from app.engine.sequence import Scored, Sequence
+from app.engine.attention.backend import AttentionBackend, LayerShape
+from app.engine.attention.cpu import BlockBackend, Queries, padded_length
+from app.engine.attention.cuda import FlexBackend
+from app.engine.attention.interface import IMPLEMENTATION, PackedRow
+from app.engine.attention.last_layer import LastLayerRows, restrict_to_rows
+from app.engine.batch import Batch
+from app.engine.checkpoint import Checkpoint
+from app.engine.devices import upload
+from app.engine.forward import Computed, Lease, Prepared, releasing
+from app.engine.forward_memory import ForwardMemory, matrices_of
+from app.engine.head import NoPositionError
+from app.engine.num_threads import ForwardThreads
+from app.engine.padded import padded_states, single_states, token_types
+from app.engine.prefix_tree import IntArray
+from app.engine.row_layout import RowLayout
+from app.engine.sequence import Scored, Steps, TokenSequence
 from app.engine.tokenization import Tokenization
+from app.engine.transformers_internals import attention_implementation
+
+if TYPE_CHECKING:
+    from app.engine.attention.pool import KeyValueCache
+
+logger = logging.getLogger(__name__)
 
 Path = Literal["packed", "padded", "single"]
+BackendName = Literal["blocks", "flex"]
+BACKENDS: dict[BackendName, AttentionBackend] = {"blocks": BlockBackend(), "flex": FlexBackend()}
 SMALL_FORWARD_FLOPS = 5e8
-"""A forward with fewer, of a few milliseconds, runs on one thread. With more, every operation would end by waiting for a
-core that the event loop, the tokenizer or a client on the same machine has just then."""
+"""A forward with fewer FLOPs (a few milliseconds) runs on one thread. On several, every operation would wait for a core that
+the event loop, the tokenizer or a client on the same machine is using."""
 
 
 @dataclass(slots=True)
-class Facts:
-    """What the self-test found out, for /info."""
+class ExecutionPlan:
+    """How a model is run, as the self-test decided; `GET /info` shows it."""
 
     path: Path
     reason: str
     batch_invariant: bool = False
-    skips_last_layer: bool = False
+    skips_last_layer: bool = False  # of the last layer only the rows that the head reads are computed
+    backend: BackendName = "blocks"
+
+    @property
+    def name(self) -> str:
+        """The path, and by what attention is computed where that is not the CPU's own way."""
+        return self.path if self.backend == "blocks" else f"{self.path} with flex_attention"
 
 
 class RewardModel:
@@ -53,56 +78,161 @@ class RewardModel:
         self.max_batch_tokens = max_batch_tokens
         self.net: Any = checkpoint.net
         self.trunk: Any = checkpoint.net.base_model
-        head_name, self.head = head_of(checkpoint.net)
-        self.is_causal = head_name == "score"
+        self.head = checkpoint.head
+        self.is_causal = checkpoint.is_causal
         self.dtype: torch.dtype = checkpoint.net.dtype
         self.pad_token_id: int | None = checkpoint.net.config.get_text_config().pad_token_id
-        self.own_attention: str = checkpoint.net.config._attn_implementation  # noqa: SLF001 - no public getter
+        self.own_attention: str = attention_implementation(checkpoint.net)
+        self._attention = self.own_attention
         longest = min(checkpoint.max_length, max_length or checkpoint.max_length)
-        self.tokenization = Tokenization(checkpoint.tokenizer, longest, checkpoint.vocab_size)
+        self.tokenization = Tokenization(
+            checkpoint.tokenizer,
+            longest,
+            checkpoint.vocab_size,
+            checkpoint.text_rules,
+            is_encoder=not checkpoint.is_causal,
+            finds_response=checkpoint.head.position.in_response,
+        )
         self.row_multiple = 64
         self.small_forward_flops = SMALL_FORWARD_FLOPS
-        self.facts = Facts("single", "not tested yet")
+        self.threads = ForwardThreads()
+        self.plan = ExecutionPlan("single", "not tested yet")
+        self.attended_layers: list[LayerShape] = []
+        """The layers of the last packed forward."""
+        self.memory: ForwardMemory | None = None
+        self.cache: KeyValueCache | None = None
+        self.cache_reason: str | None = "off"
+        """Why there is no prefix cache; None where there is one."""
 
-    def score(self, sequences: Many[Sequence], token_scores: Many[bool] | None = None) -> list[Scored]:
-        """The scores of at least one sequence, in order; with `token_scores[i]` also those after every token of i.
+    def score(self, batch: Batch) -> list[Scored]:
+        """The scores of the batch's sequences, in order.
 
         May return non-finite numbers; raises what torch raises.
         """
-        wanted = token_scores if token_scores is not None else [False] * len(sequences)
-        paths: dict[Path, Callable[[Many[Sequence], Many[bool]], list[Scored]]] = {
-            "packed": self._score_packed,
-            "padded": self._score_padded,
-            "single": self._score_single,
-        }
-        with torch.inference_mode(), self._threads(sum(sequence.num_tokens for sequence in sequences)):
-            return paths[self.facts.path](sequences, wanted)
+        prepared = self.prepare(batch)
+        return self.finish(prepared, self.launch(prepared))
 
-    @contextmanager
-    def _threads(self, num_tokens: int) -> Iterator[None]:
-        """One thread for as long as the context lasts where a forward of that many tokens is small."""
-        num_threads = torch.get_num_threads()
-        if num_threads == 1 or num_tokens * self._flops_per_token >= self.small_forward_flops:
-            yield
-            return
-        torch.set_num_threads(1)
+    def compute(self, batch: Batch) -> Computed:
+        """Runs the batch on the plan's path, and keeps in the prefix cache what it adds."""
+        prepared = self.prepare(batch)
+        return self._settle(prepared, self.launch(prepared))
+
+    # A forward in three steps, so that on a GPU the next batch is prepared while one is computed. Batches are launched
+    # and finished in the order in which they were prepared.
+
+    def prepare(self, batch: Batch) -> Prepared:
+        """The host's part: the tree, the mask, what is cached; copies to a GPU are queued. `launch` or `abandon` comes next."""
+        if self.plan.path != "packed":
+            return Prepared(batch)
+        cache = self._cache_for(batch)
+        with torch.inference_mode():
+            if cache is None:
+                return self._prepare_rows(batch, RowLayout(batch.tree), None)
+            lease = Lease(cache, cache.reserve(batch))
+            with releasing(lease):
+                if not any(lease.reservation.num_cached_tokens):
+                    return self._prepare_rows(batch, RowLayout(batch.tree), lease)
+                layout = RowLayout.of(batch.tree, lease.reservation.slots >= 0, self._wanted_rows(batch))
+                return self._prepare_rows(batch, layout, lease)
+
+    def launch(self, prepared: Prepared) -> Computed:
+        """The forward. On a GPU it may still run when this returns. Raises what torch raises; then nothing is kept."""
+        batch = prepared.batch
+        is_small = batch.num_tokens * self.flops_per_token < self.small_forward_flops
+        with releasing(prepared.lease), torch.inference_mode(), self.threads.set_for_forward(is_small=is_small):
+            match self.plan.path:
+                case "packed":
+                    return self._packed_states(prepared)
+                case "padded":
+                    return padded_states(self, batch)
+                case "single":
+                    return single_states(self, batch)
+
+    def finish(self, prepared: Prepared, computed: Computed) -> list[Scored]:
+        """The scores; waits for the forward. What it added to the prefix cache is kept from now on."""
+        computed = self._settle(prepared, computed)
+        return self._collect(prepared.batch, self.head.score_states(computed.states), computed)
+
+    def abandon(self, prepared: Prepared) -> None:
+        """Gives back what a batch holds that is not going to be launched, or finished."""
+        if prepared.lease is not None:
+            prepared.lease.cache.release(prepared.lease.reservation)
+
+    def is_current(self, prepared: Prepared) -> bool:
+        """Whether preparing the batch anew would find nothing more in the prefix cache."""
+        lease, cache = prepared.lease, self._cache_for(prepared.batch)
+        if lease is None or cache is None:
+            return lease is None and cache is None
+        return lease.cache is cache and cache.is_current(lease.reservation, prepared.batch)
+
+    def _cache_for(self, batch: Batch) -> "KeyValueCache | None":
+        """The prefix cache; None where every sequence of the batch is too short for it."""
+        cache = self.cache  # once: a reload takes it away from another thread
+        return cache if cache is not None and cache.may_use(batch) else None
+
+    def _settle(self, prepared: Prepared, computed: Computed) -> Computed:
+        with releasing(prepared.lease), torch.inference_mode():
+            if (lease := prepared.lease) is not None:
+                assert prepared.packed_row is not None
+                assert prepared.packed_row.cached_keys is not None
+                lease.cache.publish(prepared.batch, lease.reservation, prepared.packed_row.cached_keys)
+        return computed
+
+    def num_cached_tokens(self, sequence: TokenSequence, *, token_scores: bool) -> int:
+        """The first tokens of the sequence that the next forward need not compute, as the prefix cache is now."""
+        cache = self.cache
+        if cache is None or token_scores:
+            return 0
+        num_cached = cache.prefixes.num_cached_tokens(sequence.key)
+        if not num_cached:
+            return 0
         try:
-            yield
-        finally:
-            torch.set_num_threads(num_threads)
+            return min(num_cached, int(self.head.position.of(sequence)[0]))
+        except NoPositionError:
+            return 0
+
+    def find_fault(self, sequence: TokenSequence) -> str | None:
+        """Why the head cannot read the sequence, or a forward of it does not fit in memory; None where it can be scored."""
+        if self.memory is not None and (fault := self.memory.find_fault(sequence.num_tokens)) is not None:
+            return fault
+        fault, remedy = self.head.find_fault(sequence), self.head.position.remedy
+        return fault and f"{fault}; the {self.name} model reads its score there, so {remedy}"
+
+    def shrink_cache(self) -> bool:
+        """Empties the prefix cache and halves its size, to free memory; False where there is nothing to free."""
+        if self.cache is None or not self.cache.max_bytes:
+            return False
+        self.cache.halve()
+        logger.warning("%s: prefix cache emptied and reduced to %.0f MB", self.name, self.cache.max_bytes / 1e6)
+        return True
 
     @cached_property
-    def _flops_per_token(self) -> int:
-        """Of the products with the trunk's matrices; attention's own are left out."""
-        tables = {id(module.weight) for module in self.trunk.modules() if isinstance(module, nn.Embedding)}
-        return sum(2 * each.numel() for each in self.trunk.parameters() if each.ndim > 1 and id(each) not in tables)
+    def flops_per_token(self) -> int:
+        """FLOPs of the products with the trunk's matrices; those of attention are left out."""
+        return sum(2 * each.numel() for each in matrices_of(self.trunk))
 
-    def oracle(self, sequence: Sequence) -> float:
-        """transformers' own forward on the one unpadded sequence."""
-        with torch.inference_mode(), self._attention(self.own_attention):
-            input_ids = torch.from_numpy(sequence.token_ids)[None].to(self.device)
-            logits = self.net(input_ids=input_ids, attention_mask=torch.ones_like(input_ids)).logits
-            return float(logits[0, 0])
+    def reference_score(self, sequence: TokenSequence) -> float:
+        """The score by a plain forward of the one unpadded sequence: transformers' own classifier, or the trunk and the head."""
+        if self.checkpoint.reads_as_its_class:
+            return self.head.map(self._plain_forward(self.net, sequence).logits.cpu().tolist()[0])
+        states = self.reference_states(sequence)[torch.from_numpy(self.head.position.of(sequence))]
+        return self.head.reduce(self.head.score_states(states))
+
+    def reference_states(self, sequence: TokenSequence) -> Tensor:
+        """(tokens, hidden) by a plain forward of the one unpadded sequence; (1, k) where the model's own applies the head."""
+        if not self.head.layers:
+            logits: Tensor = self._plain_forward(self.net, sequence).logits
+            return logits
+        states: Tensor = self._plain_forward(self.trunk, sequence).last_hidden_state[0]
+        return states
+
+    def _plain_forward(self, net: Any, sequence: TokenSequence) -> Any:
+        self.use_attention(self.own_attention)
+        input_ids = torch.from_numpy(sequence.token_ids)[None]
+        inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
+        inputs |= token_types([sequence], input_ids)
+        with torch.inference_mode():
+            return net(**{name: values.to(self.device) for name, values in inputs.items()})
 
     @property
     def devices(self) -> list[str]:
@@ -114,61 +244,77 @@ class RewardModel:
     @property
     def weight_dtype(self) -> str:
         """The type of the trunk's matrices; they are multiplied in `dtype`."""
-        return "int8" if self.checkpoint.placement.int8 else str(self.dtype).removeprefix("torch.")
-
-    def scored_position(self, sequence: Sequence) -> int:
-        """transformers' choice: the rightmost token that is not padding, the last without a pad token."""
-        if self.pad_token_id is None or sequence.last_token_id != self.pad_token_id:
-            return sequence.num_tokens - 1
-        places = np.flatnonzero(sequence.token_ids != self.pad_token_id)
-        return int(places[-1]) if len(places) else 0
+        return self.checkpoint.weight_dtype
 
     # -- the head ---------------------------------------------------------------------------------------------------
 
-    def _head_scores(self, states: Tensor) -> list[float]:
-        """The head on (n, hidden) states: row by row in float64, since a product with one output is not row-wise.
-
-        On the CPU, where the numbers go anyway: not every device has float64.
-        """
-        weight, bias = self._head_parameters
-        return ((states.cpu().double() * weight).sum(-1) + bias).tolist()
-
-    @cached_property
-    def _head_parameters(self) -> tuple[Tensor, Tensor | float]:
-        """The head's weight, (hidden,), and bias, in float64 on the CPU."""
-        bias = self.head.bias
-        return self.head.weight[0].cpu().double(), 0.0 if bias is None else bias.cpu().double()
-
-    def _collect(self, sequences: Many[Sequence], wanted: Many[bool], scores: list[float]) -> list[Scored]:
-        """Deals out the scores of `_positions`, in that order."""
+    def _collect(self, batch: Batch, scores: list[float], computed: Computed) -> list[Scored]:
+        """Deals out the scores of `_all_positions`, in that order."""
         scored, taken = [], 0
-        for sequence, all_tokens in zip(sequences, wanted, strict=True):
-            if all_tokens:
-                own = scores[taken : taken + sequence.num_tokens]
-                scored.append(Scored(own[self.scored_position(sequence)], own))
-                taken += sequence.num_tokens
-            else:
-                scored.append(Scored(scores[taken]))
-                taken += 1
+        for sequence, all_tokens, num_computed, num_cached in zip(
+            batch.sequences,
+            batch.token_scores,
+            computed.num_computed_tokens,
+            computed.num_cached_tokens,
+            strict=True,
+        ):
+            positions = self.head.position.of(sequence)
+            num_scores = sequence.num_tokens if all_tokens else len(positions)
+            own = scores[taken : taken + num_scores]
+            taken += num_scores
+            read = [own[i] for i in positions] if all_tokens else own
+            steps = Steps(read, positions.tolist()) if self.head.position.is_of_steps else None
+            token_scores = own if all_tokens else None
+            scored.append(
+                Scored(
+                    self.head.reduce(read),
+                    token_scores,
+                    num_computed,
+                    num_cached,
+                    steps,
+                    self.head.map.gives_probability,
+                )
+            )
         return scored
 
-    def _positions(self, sequence: Sequence, all_tokens: bool) -> IntArray:
-        return np.arange(sequence.num_tokens) if all_tokens else np.array([self.scored_position(sequence)])
+    def all_positions(self, batch: Batch) -> list[IntArray]:
+        """Per sequence, the positions whose states the head reads: all of them where token scores are wanted."""
+        return [
+            np.arange(sequence.num_tokens) if all_tokens else self.head.position.of(sequence)
+            for sequence, all_tokens in zip(batch.sequences, batch.token_scores, strict=True)
+        ]
 
     # -- packed -----------------------------------------------------------------------------------------------------
 
-    def _score_packed(self, sequences: Many[Sequence], wanted: Many[bool]) -> list[Scored]:
-        tree = PrefixTree.of([sequence.key for sequence in sequences])
-        packed_row = PackedRow(tree, self.device, row_multiple=self.row_multiple, uses_flex=self.device.type == "cuda")
-        positions = [self._positions(*pair) for pair in zip(sequences, wanted, strict=True)]
-        rows = [path[chosen] for path, chosen in zip(tree.paths, positions, strict=True)]
-        with self._attention(IMPLEMENTATION):
-            if self.facts.skips_last_layer:
-                states = self._last_states(packed_row, positions, rows)
-            else:
-                states = self._trunk_states(packed_row)
-                states = states[torch.from_numpy(np.concatenate(rows)).to(states.device)]  # of the last layer
-        return self._collect(sequences, wanted, self._head_scores(states))
+    def _prepare_rows(self, batch: Batch, layout: RowLayout, lease: Lease | None) -> Prepared:
+        packed_row = PackedRow(layout, self.device, BACKENDS[self.plan.backend], row_multiple=self.row_multiple)
+        windows = {layer.options.window for layer in self.attended_layers if layer.device == self.device}
+        packed_row.attention.upload(self.device, windows)
+        if lease is not None:
+            counts = (packed_row.num_rows, packed_row.num_keys)
+            packed_row.cached_keys = lease.cache.cached_keys(lease.reservation, layout, *counts)
+            packed_row.cached_keys.upload(self.device)
+        return Prepared(batch, packed_row, layout.packed_rows(np.concatenate(self._wanted_rows(batch))), lease)
+
+    def _packed_states(self, prepared: Prepared) -> Computed:
+        packed_row, rows, batch = prepared.packed_row, prepared.rows, prepared.batch
+        assert packed_row is not None
+        assert rows is not None
+        self.use_attention(IMPLEMENTATION)
+        if self.plan.skips_last_layer:
+            states = self._last_states(packed_row, self.all_positions(batch), rows)
+        else:
+            states = self._trunk_states(packed_row)
+            states = states[upload(rows, states.device)]  # of the last layer
+        self.attended_layers = packed_row.layers
+        num_cached = prepared.lease.reservation.num_cached_tokens if prepared.lease is not None else [0] * len(batch)
+        is_whole = packed_row.layout.is_computed is None and not any(num_cached)
+        num_computed = batch.num_new_tokens if is_whole else packed_row.layout.num_computed_by()
+        return Computed(states, num_computed, num_cached)
+
+    def _wanted_rows(self, batch: Batch) -> list[IntArray]:
+        """Per sequence, the tree rows whose states the head reads."""
+        return [path[chosen] for path, chosen in zip(batch.tree.paths, self.all_positions(batch), strict=True)]
 
     def _trunk_states(self, packed_row: PackedRow) -> Tensor:
         """(rows, hidden)"""
@@ -178,71 +324,33 @@ class RewardModel:
             use_cache=False,
             packed_row=packed_row,
         )
+        if not packed_row.layers:
+            raise RuntimeError(f"{type(self.trunk).__name__} does not use the attention interface")
         return out.last_hidden_state[0]  # type: ignore[no-any-return]
 
-    def _last_states(self, packed_row: PackedRow, positions: Many[IntArray], rows: Many[IntArray]) -> Tensor:
+    def _last_states(self, packed_row: PackedRow, positions: Sequence[IntArray], rows: IntArray) -> Tensor:
         """(n, hidden): the states at the wanted positions, all the last layer computes besides keys and values."""
         counts = np.cumsum([0, *map(len, positions)])
         own_rows = np.arange(counts[-1])
+        layout = packed_row.layout
         wanted = [
-            Queries(path, chosen, own_rows[counts[i] : counts[i + 1]])
-            for i, (path, chosen) in enumerate(zip(packed_row.tree.paths, positions, strict=True))
+            Queries(layout.key_rows(path, packed_row.num_rows), chosen, own_rows[counts[i] : counts[i + 1]])
+            for i, (path, chosen) in enumerate(zip(layout.tree.paths, positions, strict=True))
         ]
         last_rows = LastLayerRows(wanted, padded_length(int(counts[-1]), self.row_multiple))
         all_rows = np.zeros(last_rows.num_rows, np.int64)
-        all_rows[: counts[-1]] = np.concatenate(rows)
-        with narrowed(self._last_layer, last_rows, torch.from_numpy(all_rows), packed_row.num_rows):
+        all_rows[: counts[-1]] = rows
+        with restrict_to_rows(self.layers[-1], last_rows, torch.from_numpy(all_rows), packed_row.num_rows):
             return self._trunk_states(packed_row)[: counts[-1]]
 
     @cached_property
-    def _last_layer(self) -> nn.Module:
-        """The decoder's last layer: the end of the longest list of modules in the trunk."""
+    def layers(self) -> list[nn.Module]:
+        """The layers of the trunk in order: its longest list of modules."""
         lists = [module for module in self.trunk.modules() if isinstance(module, nn.ModuleList)]
-        return max(lists, key=len)[-1]
+        return list(max(lists, key=len, default=[]))
 
-    @contextmanager
-    def _attention(self, implementation: str) -> Iterator[None]:
-        """Has the model use one attention function for as long as the context lasts."""
-        config = self.net.config
-        configs = [config, config.get_text_config(), self.trunk.config]
-        before = [each._attn_implementation for each in configs]  # noqa: SLF001
-        for each in configs:
-            each._attn_implementation = implementation  # noqa: SLF001
-        try:
-            yield
-        finally:
-            for each, own in zip(configs, before, strict=True):
-                each._attn_implementation = own  # noqa: SLF001
-
-    # -- padded and single ------------------------------------------------------------------------------------------
-
-    def _score_padded(self, sequences: Many[Sequence], wanted: Many[bool]) -> list[Scored]:
-        """Longest first, as many a forward as the budget holds with their padding."""
-        order = sorted(range(len(sequences)), key=lambda i: -sequences[i].num_tokens)
-        scored: dict[int, Scored] = {}
-        while order:
-            fit = max(self.max_batch_tokens // sequences[order[0]].num_tokens, 1)
-            batch, order = order[:fit], order[fit:]
-            results = self._forward([sequences[i] for i in batch], [wanted[i] for i in batch])
-            scored.update(zip(batch, results, strict=True))
-        return [scored[i] for i in range(len(sequences))]
-
-    def _score_single(self, sequences: Many[Sequence], wanted: Many[bool]) -> list[Scored]:
-        return [self._forward([s], [w])[0] for s, w in zip(sequences, wanted, strict=True)]
-
-    def _forward(self, sequences: Many[Sequence], wanted: Many[bool]) -> list[Scored]:
-        """One forward of sequences padded on the right; the mask says what is padding, whatever its id."""
-        lengths = torch.tensor([sequence.num_tokens for sequence in sequences])
-        rows = [torch.from_numpy(sequence.token_ids) for sequence in sequences]
-        input_ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.pad_token_id or 0)
-        mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
-        inputs = {"input_ids": input_ids.to(self.device), "attention_mask": mask.to(self.device)}
-        if not self.is_causal:
-            logits = self.net(**inputs).logits
-            return [Scored(score) for score in logits[:, 0].tolist()]
-        states = self.trunk(**inputs, use_cache=False).last_hidden_state  # (batch, length, hidden)
-        picked = [
-            states[i, torch.from_numpy(self._positions(s, w))]
-            for i, (s, w) in enumerate(zip(sequences, wanted, strict=True))
-        ]
-        return self._collect(sequences, wanted, self._head_scores(torch.cat(picked)))
+    def use_attention(self, implementation: str) -> None:
+        """Sets the model's attention function unless it is set already."""
+        if implementation != self._attention:
+            self.net.set_attn_implementation(implementation)
+            self._attention = implementation

@@ -1,82 +1,150 @@
-"""What a model does at start before it may score: every path is held against the oracle, and the first that agrees is taken.
+"""The test that a model passes at start before it may score: each path is compared with the reference forward.
 
-The test is a small forked tree of random tokens: shared prefixes that end inside and on block bounds, a sequence that is
-a prefix of another, two that are equal. What a short test cannot see (an encoding that depends on the longest position
-of the row) is on a list.
+The first path that agrees is taken. The test is a small forked tree of random tokens: shared prefixes that end inside and
+on block bounds, a sequence that is a prefix of another, two that are equal. Compared are the states of all tokens, and on
+the packed path the tokens that each one attends to are counted besides (`mask_test`): in bfloat16 states alone would hide a
+small fault of the mask.
+
+Some features begin at a length: a sliding window, a chunk of attention. `features` finds them in the config. A packed path
+must attend with the windows that the config asks for, layer by layer, and it is tested on a sequence longer than each of
+them where a forward of that length is affordable. What depends on the longest position of the whole row is on a list.
 """
 
+import logging
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from app.engine.refusals import one_line
-from app.engine.reward_model import SMALL_FORWARD_FLOPS, Facts, RewardModel
-from app.engine.sequence import Sequence
-from app.errors import ModelRefusedError
+from app.engine.attention.backend import LayerShape
+from app.engine.attention.cpu import BLOCK, STEP, BlockAttention, Queries
+from app.engine.attention.pool import KeyValueCache
+from app.engine.batch import Batch
+from app.engine.devices import is_out_of_memory
+from app.engine.features import begins_at, expected_windows, rope_types
+from app.engine.inputs import Input, PromptResponse, Text, TokenIds
+from app.engine.mask_test import mask_fault
+from app.engine.prefix_cache import PAGE_TOKENS, least_prefix_tokens
+from app.engine.reward_model import BACKENDS, SMALL_FORWARD_FLOPS, ExecutionPlan, RewardModel
+from app.engine.row_layout import RowLayout
+from app.engine.sequence import TokenSequence
+from app.errors import ModelRefusedError, one_line
 
+logger = logging.getLogger(__name__)
+
+PACKED = "packed attention equals the reference forward"
 ROW_LENGTH_ROPE = frozenset({"dynamic", "longrope"})
-TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-"""How far a path may be from the oracle, relative to max(1, |score|). What is wrong is off by far more than rounding."""
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}
+"""Largest difference of a state from the reference forward's, relative to its norm."""
+MAX_COUNTED_TOKENS = 16_384
+"""Of a sequence whose visible tokens are counted: the counts of a longer one take gigabytes."""
+AFFORDABLE_FLOPS = {"cpu": 3e11, "cuda": 1e15}
+"""Of one forward beyond the length at which a feature begins: some seconds."""
 
 
-def choose_path(model: RewardModel) -> None:
-    """Sets `model.facts` to the fastest path whose scores are the oracle's.
+def select_plan(model: RewardModel) -> None:
+    """Sets `model.plan` to the fastest path that gives the reference forward's states.
 
-    Raises ModelRefusedError where not even one sequence at a time gives them.
+    Raises ModelRefusedError if not even one sequence at a time gives them.
     """
-    sequences = forked_tree(model)
+    batch = batch_of_states(model)
+    sequences = batch.sequences
     try:
-        expected = [model.oracle(sequence) for sequence in sequences]
+        expected = torch.cat([model.reference_states(sequence) for sequence in sequences])
     except Exception as error:
         raise ModelRefusedError(
             f"{model.checkpoint.source} cannot score a test sequence ({one_line(error)})"
         ) from error
-    if not np.isfinite(expected).all():
+    if not torch.isfinite(expected).all():
         raise ModelRefusedError(
             f"{model.checkpoint.source} gives non-finite scores in {model.dtype}; try dtype float32"
         )
     failures = []
-    for facts in candidates(model):
-        model.facts = facts
-        try:
-            off = worst_error([scored.score for scored in model.score(sequences)], expected)
-        except Exception as error:  # noqa: BLE001 - whatever a foreign model raises, the path is not for it
-            failures.append(f"{facts.path}: {one_line(error)}")
+    for plan in candidates(model):
+        model.plan = plan
+        if fault := fault_of(model, batch, expected):
+            failures.append(f"{plan.name}: {fault}")
+            logger.warning("%s: %s cannot be used: %s", model.name, plan.name, fault)
             continue
-        if off <= TOLERANCE[model.dtype]:
-            facts.reason = "; ".join([facts.reason, *failures])
-            set_row_multiple(model, sequences)
-            return
-        failures.append(f"{facts.path}: off by {off:.2g}")
+        plan.reason = "; ".join([plan.reason, *failures])
+        set_row_multiple(model, [sequence for sequence in sequences if sequence.num_tokens <= FORK_TOKENS])
+        return
     raise ModelRefusedError(f"{model.checkpoint.source} scores differently on every path ({'; '.join(failures)})")
 
 
-def candidates(model: RewardModel) -> Iterator[Facts]:
+def fault_of(model: RewardModel, batch: Batch, expected: Tensor) -> str | None:
+    """Why the model's plan is not right for it; None where it is."""
+    try:
+        off = worst_error(model.compute(batch).states, expected)
+    except Exception as error:  # noqa: BLE001 - whatever a foreign model raises, the path is not for it
+        return one_line(error)
+    if not off <= TOLERANCE[model.dtype]:
+        return f"off by {off:.2g}"
+    if model.plan.path == "packed":
+        counted = [i for i, sequence in enumerate(batch.sequences) if sequence.num_tokens <= MAX_COUNTED_TOKENS]
+        trees = [batch.part(chosen).tree for chosen in (counted, counted[:1])]  # two lengths for the same compiled code
+        faults = (fault_of_mask(model, RowLayout(tree)) for tree in trees)
+        return window_fault(model) or next((fault for fault in faults if fault is not None), None)
+    return None
+
+
+def fault_of_mask(model: RewardModel, layout: RowLayout) -> str | None:
+    return mask_fault(model.attended_layers, layout, BACKENDS[model.plan.backend], model.row_multiple)
+
+
+def window_fault(model: RewardModel) -> str | None:
+    """Where the packed path would not limit attention as the config does; None for texts that no limit reaches."""
+    config = model.net.config.get_text_config()
+    longest = model.tokenization.max_length
+    given = [reached(layer.options.window, longest) for layer in model.attended_layers]
+    wanted = [reached(window, longest) for window in expected_windows(config, len(given))]
+    if wanted == given:
+        return None
+    return f"it attends with windows of {describe(given)} tokens where its config asks for {describe(wanted)}"
+
+
+def reached(window: int | None, longest: int) -> int | None:
+    """The window, if a text can be longer than it."""
+    return window if window is not None and window < longest else None
+
+
+def describe(windows: list[int | None]) -> str:
+    return ", ".join(sorted({"any number of" if window is None else str(window) for window in windows}))
+
+
+def candidates(model: RewardModel) -> Iterator[ExecutionPlan]:
+    """The plans to try, fastest first."""
+    if model.head.position.kind == "last_of":
+        yield ExecutionPlan(
+            "single", "its class takes no batch of texts with different numbers of end-of-sequence tokens"
+        )
+        return
     if not model.is_causal:
-        yield Facts("padded", "an encoder: every token sees all others")
+        yield ExecutionPlan("padded", "an encoder: every token attends to all others")
     elif ROW_LENGTH_ROPE & set(rope_types(model.net.config.get_text_config())):
-        yield Facts("single", "its rotary encoding depends on the length of the row")
+        yield ExecutionPlan("single", "its rotary encoding depends on the length of the row")
         return
     else:
-        if model.device.type != "cuda":
-            yield Facts("packed", "equals the oracle on a forked tree", skips_last_layer=True)
-        yield Facts("packed", "equals the oracle on a forked tree")
-        yield Facts("padded", "padded batches equal the oracle")
-    yield Facts("single", "one sequence a forward")
+        if is_gpu(model.device):
+            yield ExecutionPlan("packed", PACKED, backend="flex")
+        yield ExecutionPlan("packed", PACKED, skips_last_layer=True)
+        yield ExecutionPlan("packed", PACKED)
+        yield ExecutionPlan("padded", "padded batches equal the reference forward")
+    yield ExecutionPlan("single", "one sequence per forward")
 
 
-def rope_types(config: Any) -> Iterator[str]:
-    """The kinds of rotary encoding that a config names, one for all layers or one a kind of layer."""
-    parameters = getattr(config, "rope_parameters", None) or {}
-    for each in [parameters, *(value for value in parameters.values() if isinstance(value, dict))]:
-        if "rope_type" in each:
-            yield each["rope_type"]
+def is_gpu(device: torch.device) -> bool:
+    """Whether flex_attention is tried: where it is compiled into a kernel that skips what is masked."""
+    return device.type == "cuda"
 
 
-def forked_tree(model: RewardModel) -> list[Sequence]:
+FORK_TOKENS = 640
+"""Of a path on CUDA: long enough that the tree's mask has blocks of 128 x 128 that are full, partial and empty."""
+
+
+def forked_tree(model: RewardModel) -> list[TokenSequence]:
     """Sequences of random ordinary tokens, of the model's longest at most."""
     rng = np.random.default_rng(0)
     special = {*model.tokenization.tokenizer.all_special_ids, model.pad_token_id}
@@ -87,38 +155,171 @@ def forked_tree(model: RewardModel) -> list[Sequence]:
 
     trunk = some(150)
     lists = [trunk, trunk[:70] + some(80), trunk[:64] + some(30), trunk[:40], trunk[:40], some(5), some(1), some(131)]
+    if is_gpu(model.device):
+        lists.append(trunk + some(FORK_TOKENS - len(trunk)))
     longest = model.tokenization.max_length
-    return [Sequence.of(token_ids[:longest]) for token_ids in lists]
+    affordable = AFFORDABLE_FLOPS["cpu" if model.device.type == "cpu" else "cuda"]
+    for length in begins_at(model.net.config.get_text_config()):
+        num_tokens = min(length + 70, longest)
+        if length < longest and num_tokens * model.flops_per_token <= affordable:
+            lists += [trunk[:40] + some(num_tokens - 40)] if num_tokens > len(trunk) else []
+    return [TokenSequence.of(token_ids[:longest]) for token_ids in lists]
 
 
-def worst_error(scores: list[float], expected: list[float]) -> float:
-    """max |s - s'| / max(1, |s'|); infinite where a score is not finite."""
-    errors = np.abs(np.subtract(scores, expected)) / np.maximum(1, np.abs(expected))
-    return float(np.nan_to_num(errors, nan=np.inf).max())
+def batch_of_states(model: RewardModel) -> Batch:
+    """The forked tree with the states of all tokens wanted; where the net gives none, but scores, those of its sequences."""
+    has_states = bool(model.head.layers)
+    sequences = forked_tree(model) if has_states else scorable(model, forked_tree(model))
+    return Batch.of(sequences, [has_states] * len(sequences))
 
 
-def set_row_multiple(model: RewardModel, sequences: list[Sequence]) -> None:
-    """Pads rows to the least multiple that makes scores batch-invariant: 16, vector lengths, where matrix products sum
-    every row alike, else 64, beyond the few rows for which libraries have kernels of their own."""
+def scorable(model: RewardModel, sequences: Sequence[TokenSequence]) -> list[TokenSequence]:
+    """The sequences that the head can read; one that lacks the token that it reads ends in it."""
+    step, longest = list(model.head.position.sample_ids), model.tokenization.max_length
+    extended = [
+        TokenSequence.of([*sequence.token_ids[: longest - len(step)].tolist(), *step])
+        if model.find_fault(sequence)
+        else sequence
+        for sequence in sequences
+    ]
+    return [sequence for sequence in extended if not model.find_fault(sequence)]
+
+
+def sample_input(model: RewardModel) -> Input:
+    """A short input that the model can score: a text, a response to a prompt, or the tokens of one and a step token."""
+    text, response = Input(Text("ready")), Input(PromptResponse("ready", "ready"))
+    sequences: list[TokenSequence] = []
+    for form in (text, response):
+        (sequence,) = model.tokenization.encode([form], "right")
+        if isinstance(sequence, TokenSequence):
+            if model.find_fault(sequence) is None:
+                return form
+            sequences.append(sequence)
+    if not sequences:
+        return text
+    return Input(TokenIds([*sequences[0].token_ids.tolist(), *model.head.position.sample_ids]))
+
+
+def worst_error(states: Tensor, expected: Tensor) -> float:
+    """max over rows of |s - s'| / max(1e-6, |s'|), in norms; infinite where a state is not finite."""
+    wanted = expected.double().cpu()
+    errors = (states.double().cpu() - wanted).norm(dim=-1) / wanted.norm(dim=-1).clamp_min(1e-6)
+    return float(errors.nan_to_num(nan=math.inf).max())
+
+
+def set_row_multiple(model: RewardModel, sequences: list[TokenSequence]) -> None:
+    """Pads rows to the smallest multiple that makes scores batch-invariant: 16 (a vector's length) where matrix products sum
+    every row alike, else 64, more than the few rows for which libraries have other kernels."""
     for model.row_multiple in (16, 64):
-        model.facts.batch_invariant = is_batch_invariant(model, sequences)
-        if model.facts.batch_invariant:
+        model.plan.batch_invariant = is_batch_invariant(model, sequences)
+        if model.plan.batch_invariant:
             return
 
 
-def is_batch_invariant(model: RewardModel, sequences: list[Sequence]) -> bool:
-    """Whether a score is the same to the bit alone on one thread, and in the whole batch and in a part of it on all.
+def is_batch_invariant(model: RewardModel, sequences: list[TokenSequence]) -> bool:
+    """Whether states are the same to the bit alone on one thread, and in the whole batch and in a part of it on all threads.
 
-    Not promised elsewhere.
+    Only promised for float32 on the CPU's packed path.
     """
-    if model.facts.path != "packed" or model.device.type != "cpu" or model.dtype != torch.float32:
+    if model.plan.path != "packed" or model.device.type != "cpu" or model.dtype != torch.float32:
         return False
     try:
         model.small_forward_flops = 0
-        together = [scored.score for scored in model.score(sequences)]
-        reversed_part = [scored.score for scored in model.score(sequences[4::-1])][::-1]
+        together = states_of(model, sequences)
+        reversed_part = states_of(model, sequences[4::-1])[::-1]
         model.small_forward_flops = math.inf
-        alone = [model.score([sequence])[0].score for sequence in sequences]
+        alone = [state for sequence in sequences for state in states_of(model, [sequence])]
     finally:
         model.small_forward_flops = SMALL_FORWARD_FLOPS
-    return together == alone and reversed_part == alone[:5]
+    is_same = all(map(torch.equal, together, alone)) and all(map(torch.equal, reversed_part, alone[:5]))
+    return is_same and all(is_same_in_parts(model, layer) for layer in dict.fromkeys(model.attended_layers))
+
+
+def is_same_in_parts(model: RewardModel, layer: LayerShape) -> bool:
+    """Whether a layer's queries have the same bits whichever part of their block is computed, on one thread and on all."""
+    generator, path = torch.Generator().manual_seed(0), np.arange(2 * BLOCK)
+    key_heads = layer.num_key_value_heads
+    query, key, value = (
+        torch.randn(1, heads, len(path), dim, generator=generator, dtype=layer.dtype)
+        for heads, dim in (
+            (layer.num_heads, layer.head_dim),
+            (key_heads, layer.head_dim),
+            (key_heads, layer.value_dim),
+        )
+    )
+
+    def attended(first: int, stop: int, *, is_small: bool) -> Tensor:
+        wanted = Queries(path, path[first:stop], path[first:stop])
+        with torch.inference_mode(), model.threads.set_for_forward(is_small=is_small):
+            return BlockAttention(lambda: [wanted]).attend(query, key, value, layer.options)[0, first:stop]
+
+    whole = attended(BLOCK, len(path), is_small=True)
+    return all(
+        torch.equal(attended(first, stop, is_small=is_small), whole[first - BLOCK : stop - BLOCK])
+        for first in range(BLOCK, len(path), STEP)
+        for stop in range(first + STEP, len(path) + 1, STEP)
+        for is_small in (True, False)
+    )
+
+
+def add_cache(
+    model: RewardModel, num_bytes: int, *, min_prefix_tokens: int | None = None, is_required: bool = False
+) -> None:
+    """Gives a packed model a prefix cache of at most `num_bytes`, unless cached prefixes would change its states.
+
+    The least length of its prefixes follows from the model's FLOPs per token unless it is given. Its memory is allocated
+    now. `model.cache_reason` says why a model has none. Raises ModelRefusedError where the memory cannot be had and the
+    cache `is_required`.
+    """
+    if model.plan.path != "packed":
+        model.cache_reason = f"the {model.plan.path} path computes whole sequences"
+        return
+    sequences = scorable(model, forked_tree(model))
+    if not sequences:
+        model.cache_reason = "no test sequence has the positions that its head reads"
+        return
+    batch = Batch.of(sequences)
+    expected = model.compute(batch).states
+    cache = KeyValueCache(num_bytes, sum(layer.bytes_per_token for layer in model.attended_layers))
+    if not cache.max_bytes:
+        model.cache_reason = f"{num_bytes} bytes hold no {PAGE_TOKENS} tokens"
+        return
+    model.cache = cache
+    try:
+        model.cache_reason = fault_of_cache(model, cache, batch, expected)
+    except Exception as error:
+        model.cache = None
+        if not is_out_of_memory(error):
+            raise
+        model.cache_reason = (
+            f"{num_bytes / 1e6:.0f} MB for the prefix cache of the {model.name} model cannot be allocated on "
+            f"{model.device}; set REWARD_PREFIX_CACHE_MB lower, or to 0 for none"
+        )
+        if is_required:
+            raise ModelRefusedError(model.cache_reason) from error
+        logger.warning("%s", model.cache_reason)
+    if model.cache_reason is not None:
+        model.cache = None
+    # Not before the test, whose sequences are short.
+    cache.prefixes.min_prefix_tokens = min_prefix_tokens or least_prefix_tokens(model.flops_per_token)
+
+
+def fault_of_cache(model: RewardModel, cache: KeyValueCache, batch: Batch, expected: Tensor) -> str | None:
+    """Why the model cannot use the cache, which is empty before and after; None where it can."""
+    for part in (batch.part([0, min(5, len(batch) - 1)]), batch):  # the second batch finds what the first one left
+        computed = model.compute(part)
+    cache.prefixes.clear()
+    off = worst_error(computed.states, expected)
+    if not any(computed.num_cached_tokens) or not off <= (0 if model.plan.batch_invariant else TOLERANCE[model.dtype]):
+        return f"with cached prefixes states are off by {off:.2g}"
+    is_cached = np.zeros(batch.tree.num_tokens, np.bool_)
+    is_cached[batch.tree.paths[0][:-1]] = True  # the trunk, on which most other paths lie
+    layout = RowLayout.of(batch.tree, is_cached, [path[-1:] for path in batch.tree.paths])
+    fault = fault_of_mask(model, layout)
+    return None if fault is None else f"with cached prefixes {fault}"
+
+
+def states_of(model: RewardModel, sequences: list[TokenSequence]) -> list[Tensor]:
+    """(tokens, hidden) of each sequence."""
+    states = model.compute(Batch.of(sequences, [True] * len(sequences))).states
+    return list(torch.split(states, [sequence.num_tokens for sequence in sequences]))

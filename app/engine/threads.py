@@ -1,89 +1,26 @@
-"""The two kinds of threads: one that tokenizes, and one a device that owns its models. Neither dies of a bad batch."""
+"""The thread of a device, which owns the device's models and computes batches. It does not die of a bad batch."""
 
 import logging
 import threading
-from collections import deque
-from collections.abc import Callable
-from collections.abc import Sequence as Many
-from math import isfinite
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from time import perf_counter
-from typing import Generic, Protocol, TypeVar
 
 import torch
 
+from app.engine.abandonment import AbandonedError, abandoned_when
+from app.engine.attempts import Attempt, Model, PreparedBatch, SteppedModel
+from app.engine.devices import DeviceLostError, free_memory, is_lost, is_out_of_memory
 from app.engine.events import BatchScored, Forward, Listener
-from app.engine.refusals import one_line
-from app.engine.scheduler import Job, Scheduler
-from app.engine.sequence import Scored, Sequence
-from app.engine.tokenization import Tokenization
-from app.errors import InferenceFailedError, RequestError
+from app.engine.scheduler import Job, ScheduledBatch, Scheduler
+from app.engine.sequence import Scored
+from app.errors import InferenceFailedError, RequestError, one_line
 
 logger = logging.getLogger(__name__)
-R = TypeVar("R")
-
-
-class Model(Protocol):
-    """What the threads and the engine need of a reward model."""
-
-    name: str
-    device: torch.device
-    max_batch_tokens: int
-    tokenization: Tokenization
-    is_causal: bool
-
-    def score(self, sequences: Many[Sequence], token_scores: Many[bool]) -> list[Scored]: ...
 
 
 Outcome = tuple[Job, str, Scored | RequestError]
 """What one model made of one job."""
-
-
-class TokenizerThread(threading.Thread, Generic[R]):
-    """Calls `tokenize` with the requests that have inputs left, all at once, until none has; then waits for more.
-
-    `tokenize` returns those that are not finished, `fail` hears of the requests that it raised for.
-    """
-
-    def __init__(self, tokenize: Callable[[list[R]], list[R]], fail: Callable[[list[R], Exception], None]) -> None:
-        super().__init__(name="tokenizer", daemon=True)
-        self._tokenize = tokenize
-        self._fail = fail
-        self._requests: deque[R] = deque()
-        self._changed = threading.Condition()
-        self._stopped = False
-
-    @property
-    def num_waiting(self) -> int:
-        return len(self._requests)
-
-    def submit(self, requests: list[R]) -> None:
-        with self._changed:
-            self._requests.extend(requests)
-            self._changed.notify()
-
-    def stop(self) -> None:
-        with self._changed:
-            self._stopped = True
-            self._changed.notify()
-
-    def run(self) -> None:
-        while requests := self._take():
-            try:
-                unfinished = self._tokenize(requests)
-            except Exception as error:
-                logger.exception("tokenizing failed for %d requests", len(requests))
-                self._fail(requests, error)
-            else:
-                with self._changed:
-                    self._requests.extend(unfinished)
-
-    def _take(self) -> list[R]:
-        with self._changed:
-            while not self._requests and not self._stopped:
-                self._changed.wait()
-            requests = [] if self._stopped else list(self._requests)
-            self._requests.clear()
-            return requests
 
 
 class DeviceThread(threading.Thread):
@@ -91,7 +28,7 @@ class DeviceThread(threading.Thread):
 
     def __init__(
         self,
-        models: Many[Model],
+        models: Sequence[Model],
         *,
         max_queue_tokens: int | None,
         num_threads: int | None,
@@ -102,8 +39,13 @@ class DeviceThread(threading.Thread):
         super().__init__(name=f"model-{self._device}", daemon=True)
         self.models = {model.name: model for model in models}
         max_batch_tokens = min(model.max_batch_tokens for model in models)
-        self.scheduler = Scheduler(max_batch_tokens, max_queue_tokens or 64 * max_batch_tokens)
+        # Not a method of this thread: the cycle would keep the models beyond a reload, as the heap is frozen.
+        num_cached = partial(num_cached_tokens, self.models)
+        self.scheduler = Scheduler(max_batch_tokens, max_queue_tokens or 64 * max_batch_tokens, num_cached)
         self._num_threads = num_threads
+        self._stepped = [model for model in models if takes_steps(model.device) and isinstance(model, SteppedModel)]
+        self._current: PreparedBatch | None = None
+        self._next: PreparedBatch | None = None
         self._deliver = deliver
         self._listener = listener
 
@@ -113,93 +55,154 @@ class DeviceThread(threading.Thread):
     def run(self) -> None:
         if self._num_threads is not None:
             torch.set_num_threads(self._num_threads)
-        batch: list[Job] = []
         try:
-            while batch := self.scheduler.take():
-                self._compute(batch)
+            while scheduled := self.scheduler.take():
+                self._current = PreparedBatch(scheduled)  # so that a thread that dies knows of it
+                self._prepare(self._current)
+                while self._current is not None:
+                    self._compute(self._current)
+                    self._current, self._next = self._next, None
         except BaseException as fault:  # nobody is above a thread: it is logged, and the engine says it is dead
             why = one_line(fault)
             logger.exception("the model thread has died: %s", why)
         finally:
-            left = [job for job in [*batch, *self.scheduler.close()] if not job.ticket.cancelled]
-            error = InferenceFailedError("the model thread has died; the service must be restarted")
-            self._deliver([(job, name, error) for job in left for name in job.models], None)
+            self._end()
 
-    def _compute(self, batch: list[Job]) -> None:
+    def _end(self) -> None:
+        """Fails what is left, and keeps nothing: nobody would give back what a dead thread holds."""
+        jobs: list[Job] = []
+        for batch in (self._current, self._next):
+            if batch is not None:
+                batch.abandon()
+                jobs += batch.scheduled.jobs
+        self._current = self._next = None
+        left = [job for job in [*jobs, *self.scheduler.close()] if not job.ticket.cancelled]
+        error = InferenceFailedError("the model thread has died; the service must be restarted")
+        self._deliver([(job, name, error) for job in left for name in job.models], None)
+
+    def _prepare(self, batch: PreparedBatch) -> None:
+        """Does the host's part of the batch's forwards; on the CPU that is left to the forward itself."""
+        for model in self._stepped:
+            if own := part_for(model, batch.scheduled):
+                batch.attempts[model.name] = Attempt(model, own)
+
+    def _compute(self, batch: PreparedBatch) -> None:
         outcomes: list[Outcome] = []
         forwards: list[Forward] = []
         begun = perf_counter()
+        for attempt in batch.attempts.values():
+            attempt.launch()
+        if self._stepped and (scheduled := self.scheduler.take_full()):
+            self._next = PreparedBatch(scheduled)
+            self._prepare(self._next)
         for model in self.models.values():
             started = perf_counter()
-            if own := score_with(model, batch):
+            if own := score_with(model, batch.scheduled, batch.attempts.pop(model.name, None)):
                 outcomes += own
                 forwards.append(forward_of(model.name, started, own))
-        event = batch_event(self._device, begun, batch, forwards)
+        event = batch_event(self._device, begun, batch.scheduled, forwards)
         self._listener.batch_scored(event)
         self._deliver(outcomes, event)
+
+
+def takes_steps(device: torch.device) -> bool:
+    """Whether a forward there goes on after its launch, so that the host can prepare the next batch meanwhile."""
+    return device.type == "cuda"
+
+
+def num_cached_tokens(models: Mapping[str, Model], job: Job) -> int:
+    """The first tokens of a job that none of its models needs to compute."""
+    return min(models[name].num_cached_tokens(job.sequence, token_scores=job.token_scores) for name in job.models)
 
 
 def forward_of(model: str, started: float, outcomes: list[Outcome]) -> Forward:
     """What the model did between `started` and now."""
     seconds = perf_counter() - started
-    scored = [(job, result.score) for job, _, result in outcomes if isinstance(result, Scored)]
+    scored = [(job, result) for job, _, result in outcomes if isinstance(result, Scored)]
     return Forward(
         model,
         started,
         seconds,
         sum(job.sequence.num_tokens for job, _ in scored),
-        sum(job.num_new_tokens for job, _ in scored),
+        sum(result.num_computed_tokens for _, result in scored),
+        sum(result.num_cached_tokens for _, result in scored),
         sum(job.sequence.truncated for job, _ in scored),
-        [score for _, score in scored],
+        [result.score for _, result in scored],
     )
 
 
-def batch_event(device: str, started: float, batch: list[Job], forwards: list[Forward]) -> BatchScored:
+def batch_event(device: str, started: float, scheduled: ScheduledBatch, forwards: list[Forward]) -> BatchScored:
     return BatchScored(
         device,
-        len(batch),
-        sum(job.sequence.num_tokens for job in batch),
-        sum(job.num_new_tokens for job in batch),
-        [job.taken_at - job.queued_at for job in batch],
+        len(scheduled.jobs),
+        scheduled.batch.num_tokens,
+        max((forward.num_computed_tokens for forward in forwards), default=0),
+        [job.taken_at - job.queued_at for job in scheduled.jobs],
         perf_counter() - started,
         tuple(forwards),
     )
 
 
-def score_with(model: Model, batch: Many[Job]) -> list[Outcome]:
-    """One model's outcomes for those of the batch that want it; whatever it raises fails these jobs only."""
-    jobs = [job for job in batch if model.name in job.models and not job.ticket.cancelled]
-    if not jobs:
+def part_for(model: Model, scheduled: ScheduledBatch) -> ScheduledBatch | None:
+    """The jobs of the batch that want the model and that somebody waits for; None where there is none."""
+    wanted = [i for i, job in enumerate(scheduled.jobs) if model.name in job.models and not job.ticket.cancelled]
+    return scheduled.part(wanted) if wanted else None
+
+
+def score_with(
+    model: Model, scheduled: ScheduledBatch, attempt: Attempt | None = None, *, may_shrink_cache: bool = True
+) -> list[Outcome]:
+    """One model's outcomes for the jobs of the batch that want it; whatever it raises fails these jobs only.
+
+    `attempt`: one that has been launched. Out of memory, it empties the prefix cache once and then splits the batch.
+    """
+    own = attempt.own if attempt is not None else part_for(model, scheduled)
+    if own is None:
         return []
-    scored: Many[Scored] = ()
+    jobs = own.jobs
+    scored: Sequence[Scored] = ()
+    cache_shrunk = False
     try:
-        scored = model.score([job.sequence for job in jobs], [job.token_scores for job in jobs])
-    except Exception as error:
-        if not is_out_of_memory(error) or len(jobs) == 1:
-            why = one_line(error)  # of a forward, which knows no text: that may be said
-            logger.exception("the %s model failed a batch of %d sequences: %s", model.name, len(jobs), why)
-            failed = InferenceFailedError(f"the {model.name} model failed: {why}")
-            return [(job, model.name, failed) for job in jobs]
+        with abandoned_when(lambda: all(job.ticket.cancelled for job in jobs)):
+            scored = attempt.scores() if attempt is not None else model.score(own.batch)
+    except Exception as error:  # noqa: BLE001 - logged in `failures_of`
+        is_memory = is_out_of_memory(error)
+        cache_shrunk = is_memory and may_shrink_cache and model.shrink_cache()
+        if not is_memory or (len(jobs) == 1 and not cache_shrunk):
+            return failures_of(model, jobs, error)
     if not scored:  # not sooner: the error's traceback holds the tensors of the forward that failed
-        logger.warning("out of memory with %d sequences: trying again in halves", len(jobs))
+        how = "with a smaller prefix cache" if cache_shrunk else "in halves"
+        logger.warning("out of memory with %d sequences: trying again %s", len(jobs), how)
         free_memory(model.device)
-        half = len(jobs) // 2
-        return [*score_with(model, jobs[:half]), *score_with(model, jobs[half:])]
-    if len(jobs) > 1 and (odd := [job for job, result in zip(jobs, scored, strict=True) if not isfinite(result.score)]):
-        # A masked key weighs 0, and 0 times infinity is NaN: only alone does a score say that it is its own fault.
-        sound = [(job, model.name, result) for job, result in zip(jobs, scored, strict=True) if isfinite(result.score)]
-        return [*sound, *(outcome for job in odd for outcome in score_with(model, [job]))]
-    return [(job, model.name, result) for job, result in zip(jobs, scored, strict=True)]
+        if cache_shrunk:
+            return score_with(model, own, may_shrink_cache=False)
+        return score_parts(model, own, [range(len(jobs) // 2), range(len(jobs) // 2, len(jobs))])
+    outcomes: list[Outcome] = [(job, model.name, result) for job, result in zip(jobs, scored, strict=True)]
+    non_finite = [i for i, result in enumerate(scored) if not result.is_finite]
+    if len(jobs) == 1 or not non_finite:
+        return outcomes
+    # A masked key weighs 0, and 0 times infinity is NaN: only a sequence alone shows whether the fault is its own.
+    finite = [outcome for outcome, result in zip(outcomes, scored, strict=True) if result.is_finite]
+    return finite + score_parts(model, own, [[i] for i in non_finite])
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether a smaller batch may succeed: torch's own error on a GPU, the allocator's words on a CPU."""
-    words = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and ("can't allocate memory" in words or "not enough memory" in words)
-    )
+def failures_of(model: Model, jobs: Sequence[Job], error: Exception) -> list[Outcome]:
+    """The outcomes of a batch whose forward raised; none where it ended because nobody waits for them.
+
+    Raises DeviceLostError where no later batch can succeed either: the thread then dies, and /health says so.
+    """
+    if isinstance(error, AbandonedError):
+        return []
+    if is_lost(model.device):
+        raise DeviceLostError(
+            f"{model.device} computes nothing any more since a forward failed ({one_line(error)})"
+        ) from error
+    why = one_line(error)  # of a forward, which knows no text: that may be said
+    logger.error("the %s model failed a batch of %d sequences: %s", model.name, len(jobs), why, exc_info=error)
+    failed = InferenceFailedError(f"the {model.name} model failed: {why}")
+    return [(job, model.name, failed) for job in jobs]
 
 
-def free_memory(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+def score_parts(model: Model, scheduled: ScheduledBatch, parts: Sequence[Sequence[int]]) -> list[Outcome]:
+    """The outcomes of parts of a batch, each a forward of its own."""
+    return [outcome for part in parts for outcome in score_with(model, scheduled.part(part), may_shrink_cache=False)]

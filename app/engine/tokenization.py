@@ -1,226 +1,341 @@
-"""Text to `Sequence`: chat templates, special tokens, truncation. Knows tokenizers, and neither models nor queues.
+"""Text to `TokenSequence`: special tokens, pairs, truncation. Knows tokenizers, and neither models nor queues.
 
 Four input forms (`Input`): a prompt and a response, messages, text, token ids. Every form keeps the tokenizer's own
-conventions: exactly one BOS where the tokenizer has one, no EOS that the tokenizer or template does not add.
+conventions unless the checkpoint's `TextRules` say otherwise: exactly one BOS where the tokenizer has one, whatever the text
+begins with, and no EOS that neither the tokenizer nor the template adds.
 """
 
-import contextlib
 import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from itertools import takewhile
-from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from app.engine.sequence import Sequence
+from app.engine.encoder import PairFrame, TextEncoder
+from app.engine.foreign_code import ForeignCodeError
+from app.engine.inputs import Input, TokenIds, Truncation
+from app.engine.rendering import Rendered, Renderer
+from app.engine.sequence import TokenSequence
+from app.engine.text_rules import TextRules
+from app.engine.text_tokens import LONG_CHARS, LongText, TextTokens, UncuttableTextError, WholeText
 from app.errors import InvalidInputError, TooLongError
-
-Truncation = Literal["error", "prompt", "left", "right"]
-
-
-@dataclass(frozen=True, slots=True)
-class PromptResponse:
-    prompt: str
-    response: str
-
-
-@dataclass(frozen=True, slots=True)
-class Messages:
-    messages: tuple[dict[str, str], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    text: str
-    add_special_tokens: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class TokenIds:
-    token_ids: list[int]
-
-
-@dataclass(frozen=True, slots=True)
-class Input:
-    """What to score, and how an error names it: `place` for people, `item` for programs."""
-
-    form: PromptResponse | Messages | Text | TokenIds
-    item: int = 0
-    place: str = "items[0]"
-
-
-@dataclass(frozen=True, slots=True)
-class Rendered:
-    """A text as it goes to the tokenizer, and the part of it before the response where there is such a part."""
-
-    text: str
-    add_special_tokens: bool
-    prompt: str | None = None
 
 
 class Tokenization:
-    """One tokenizer with one model's limits. Two that are `same_as` each other give the same sequences."""
+    """One tokenizer with one model's limits and text rules. Equal fingerprints give equal sequences."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, vocab_size: int) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+        vocab_size: int,
+        rules: TextRules | None = None,
+        *,
+        is_encoder: bool = False,
+        finds_response: bool = False,
+    ) -> None:
+        """`finds_response`: whether a sequence says where its response begins, for a head that reads it alone."""
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.vocab_size = vocab_size
-        self.has_template = bool(tokenizer.chat_template)
-        # Looked up once: transformers takes its time.
-        self._bos = str(tokenizer.bos_token) if tokenizer.bos_token else None
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        if backend is not None:  # what the file switches on; transformers' own call switches it off too
-            backend.no_truncation()
-            backend.no_padding()
-        bare, full = self._encode(["a"], add_special_tokens=False)[0], self._encode(["a"], add_special_tokens=True)[0]
-        start = next((i for i in range(len(full)) if full[i : i + len(bare)] == bare), 0)
-        self._num_leading, self._num_trailing = start, len(full) - start - len(bare)
-        if self.has_template:  # the first use opens files, of which a flood of connections may leave none
-            with contextlib.suppress(Exception):  # a template may not like these turns
-                turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-                tokenizer.apply_chat_template(turns, tokenize=False)
+        self.rules = rules if rules is not None else TextRules()
+        self._finds_response = finds_response
+        self._encoder = TextEncoder(tokenizer)
+        self._eos_id: int | None = tokenizer.eos_token_id
+        frame = self._encoder.pair_frame() if is_encoder or self.rules.pair_encoding else None
+        self._pair_frame = frame if frame is not None and frame.middle else None
+        has_template = bool(self.rules.chat_template or tokenizer.chat_template)
+        takes_pairs = self.rules.pair_encoding if self.rules.pair_encoding is not None else not has_template
+        self._renderer = Renderer(
+            tokenizer, self.rules, self._encoder, takes_pairs=takes_pairs and self._pair_frame is not None
+        )
+
+    @property
+    def has_template(self) -> bool:
+        return self._renderer.has_template
 
     @cached_property
     def fingerprint(self) -> str:
         """Equal for tokenizations that give equal sequences for equal inputs."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         vocabulary = backend.to_str() if backend is not None else repr(sorted(self.tokenizer.get_vocab().items()))
-        parts = (vocabulary, self.tokenizer.chat_template, self.tokenizer.bos_token, self.max_length, self.vocab_size)
+        parts = (
+            *(vocabulary, self.tokenizer.chat_template, self.tokenizer.bos_token, self.max_length, self.vocab_size),
+            *(self.rules, self._renderer.takes_pairs),
+        )
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
-    def encode(self, inputs: list[Input], truncation: Truncation) -> list[Sequence | InvalidInputError]:
-        """A sequence per input, or the error that the input deserves; one batched call a group of inputs."""
-        outcomes: list[Sequence | InvalidInputError | None] = [None] * len(inputs)
+    def encode(self, inputs: list[Input], truncation: Truncation) -> list[TokenSequence | InvalidInputError]:
+        """A sequence per input, or the error that the input deserves. Short texts are encoded in one call."""
+        outcomes: list[TokenSequence | InvalidInputError | None] = [None] * len(inputs)
         rendered: dict[int, Rendered] = {}
         for i, item in enumerate(inputs):
             try:
                 if isinstance(item.form, TokenIds):
-                    outcomes[i] = self._finish(item, item.form.token_ids, truncation, None)
+                    outcomes[i] = self._from_ids(item, item.form.token_ids, truncation)
                 else:
-                    whole = self._render(item)
-                    refuse_lone_surrogates(item, whole.text)
-                    rendered[i] = whole
+                    rendered[i] = self._renderer.render(item)
+                    for text in rendered[i].texts:
+                        check_lone_surrogates(item, text)
             except InvalidInputError as error:
                 outcomes[i] = error
-        for special in (False, True):
-            group = [i for i, text in rendered.items() if text.add_special_tokens is special]
-            encoded = self._encode([rendered[i].text for i in group], add_special_tokens=special) if group else []
-            for i, token_ids in zip(group, encoded, strict=True):
-                try:
-                    outcomes[i] = self._finish(inputs[i], token_ids, truncation, rendered[i])
-                except InvalidInputError as error:
-                    outcomes[i] = error
+                rendered.pop(i, None)
+        short = [text for whole in rendered.values() for text in whole.texts if len(text) <= LONG_CHARS]
+        encoded = iter(self._encoder.encode_batch(short) if short else ())
+        for i, whole in rendered.items():
+            tokens = [
+                LongText(self._encoder, text) if len(text) > LONG_CHARS else next(encoded) for text in whole.texts
+            ]
+            try:
+                outcomes[i] = self._from_texts(inputs[i], whole, tokens, truncation)
+            except InvalidInputError as error:
+                outcomes[i] = error
+            except (ForeignCodeError, UncuttableTextError) as error:
+                outcomes[i] = InvalidInputError(f"{inputs[i].location} cannot be tokenized ({error})", inputs[i].item)
         return [outcome for outcome in outcomes if outcome is not None]
 
-    def _encode(self, texts: list[str], *, add_special_tokens: bool) -> list[list[int]]:
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        if backend is None:
-            return [self.tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"] for text in texts]
-        encodings = backend.encode_batch_fast(texts, add_special_tokens=add_special_tokens)  # without the GIL
-        return [encoding.ids for encoding in encodings]
+    def strings(self, token_ids: list[int]) -> list[str]:
+        """Each token as the vocabulary writes it."""
+        return [str(token) for token in self.tokenizer.convert_ids_to_tokens(token_ids)]
 
-    def _render(self, item: Input) -> Rendered:
-        form = item.form
-        if isinstance(form, PromptResponse) and self.has_template:
-            turns = ({"role": "user", "content": form.prompt}, {"role": "assistant", "content": form.response})
-            form = Messages(turns)
-        match form:
-            case Messages(messages):
-                if not self.has_template:
-                    raise InvalidInputError(
-                        f"{item.place} has messages, but the checkpoint has no chat template; "
-                        "send prompt and response, or text that is already rendered",
-                        item.item,
-                    )
-                return Rendered(self._apply_template(item, list(messages)), add_special_tokens=False)
-            case PromptResponse(prompt, response):
-                return Rendered(prompt + response, not self._begins_with_bos(prompt + response), prompt)
-            case Text(text, add_special_tokens):
-                return Rendered(text, add_special_tokens and not self._begins_with_bos(text))
-        raise AssertionError(form)
+    # -- one input --------------------------------------------------------------------------------------------------
 
-    def _apply_template(self, item: Input, messages: list[dict[str, str]], **options: Any) -> str:
-        try:
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False, **options)
-        except Exception as error:  # a template is foreign code, and its fault with one input is that input's
+    def _from_ids(self, item: Input, token_ids: list[int], truncation: Truncation) -> TokenSequence:
+        check_ids(item, token_ids, self.vocab_size)
+        num_bos = int(token_ids[:1] == [self.tokenizer.bos_token_id])
+        ids, is_cut = self._cut(item, WholeText(token_ids[num_bos:]), token_ids[:num_bos], [], truncation, None)
+        types = None
+        if self._pair_frame is not None and self._encoder.has_token_types:
+            types = self._encoder.token_types(ids, self._pair_frame)
+        return TokenSequence.of(ids, truncated=is_cut, token_types=types)
+
+    def _from_texts(
+        self,
+        item: Input,
+        whole: Rendered,
+        encoded: "Sequence[list[int] | LongText | ForeignCodeError]",
+        truncation: Truncation,
+    ) -> TokenSequence:
+        tokens: list[TextTokens] = []
+        for each in encoded:
+            if isinstance(each, ForeignCodeError):
+                raise each
+            tokens.append(WholeText(each) if isinstance(each, list) else each)
+        if whole.is_steps:
+            return self._from_steps(item, whole, tokens, truncation)
+        if len(tokens) > 1:
+            return self._from_pair(item, tokens[0], tokens[1], truncation)
+        body, leading = tokens[0], list(whole.leading)
+        if not leading and body.first(1) == [self.tokenizer.bos_token_id]:
+            leading, body = body.first(1), WithoutFirst(body)
+        closing = [*whole.trailing, *self._appended(body, whole.trailing)]
+        if self._present_at_end(body, closing):
+            closing = []
+        ids, is_cut = self._cut(item, body, leading, closing, truncation, whole)
+        check_ids(item, ids, self.vocab_size)
+        num_prompt = 0
+        if self._finds_response:
+            num_tokens = len(ids) - len(closing)
+            if is_cut and truncation == "right":
+                num_tokens = len(leading) + len(body.first(1 << 62))
+            num_prompt = num_tokens - self._num_response_tokens_of(item, whole, body, leading)
+        return TokenSequence.of(ids, truncated=is_cut, num_prompt_tokens=min(max(num_prompt, 0), len(ids)))
+
+    def _from_steps(
+        self, item: Input, whole: Rendered, tokens: Sequence[TextTokens], truncation: Truncation
+    ) -> TokenSequence:
+        """A prompt and the steps of its response, each tokenized by itself and followed by the mark."""
+        rule, limit = self.rules.steps, self._limit(item)
+        assert rule is not None
+        prompt, *steps = (each.first(limit + 1) for each in tokens)
+        leading = list(whole.leading)
+        if not leading and prompt[:1] == [self.tokenizer.bos_token_id]:
+            leading, prompt = prompt[:1], prompt[1:]
+        response = [token for step in steps for token in (*step, *rule.mark_ids)]
+        ids, is_cut = self._cut(item, PromptThenResponse(prompt, response), leading, [], truncation, whole)
+        check_ids(item, ids, self.vocab_size)
+        num_prompt = len(leading) + len(prompt) if truncation == "right" else len(ids) - len(response)
+        return TokenSequence.of(ids, truncated=is_cut, num_prompt_tokens=min(max(num_prompt, 0), len(ids)))
+
+    def _num_response_tokens_of(self, item: Input, whole: Rendered, body: TextTokens, leading: list[int]) -> int:
+        """The tokens of the response. Raises InvalidInputError where the input does not say where it begins."""
+        num_response = self._num_response_tokens(item, body, leading, whole, 1 << 62)
+        if num_response is None:
             raise InvalidInputError(
-                f"{item.place} does not fit the checkpoint's chat template: {error}", item.item
-            ) from error
-        return str(text)
-
-    def _begins_with_bos(self, text: str) -> bool:
-        return self._bos is not None and text.startswith(self._bos)
-
-    def _finish(self, item: Input, token_ids: list[int], truncation: Truncation, rendered: Rendered | None) -> Sequence:
-        if not token_ids:
-            raise InvalidInputError(f"{item.place} has no tokens; send at least one", item.item)
-        if min(token_ids) < 0 or max(token_ids) >= self.vocab_size:
-            wrong = next(i for i in token_ids if not 0 <= i < self.vocab_size)
-            raise InvalidInputError(
-                f"{item.place} has token id {wrong}; the vocabulary has ids 0 to {self.vocab_size - 1}", item.item
-            )
-        if len(token_ids) <= self.max_length:
-            return Sequence.of(token_ids)
-        return Sequence.of(self._truncate(item, token_ids, truncation, rendered), truncated=True)
-
-    def _truncate(
-        self, item: Input, token_ids: list[int], truncation: Truncation, rendered: Rendered | None
-    ) -> list[int]:
-        """Cuts to `max_length`; the special tokens that open the sequence stay, and those that the tokenizer closed it with."""
-        has_bos = rendered is not None and token_ids[0] == self.tokenizer.bos_token_id
-        special = rendered is not None and rendered.add_special_tokens
-        num_leading = self._num_leading if special else int(has_bos)
-        num_trailing = self._num_trailing if special else 0
-        body = token_ids[num_leading : len(token_ids) - num_trailing]
-        room = self.max_length - num_leading - num_trailing
-        too_long = f"{item.place} has {len(token_ids)} tokens; the limit is {self.max_length}"
-        match truncation:
-            case "error":
-                raise TooLongError(f"{too_long}; shorten it, or set truncation", item.item)
-            case _ if room <= 0:
-                raise TooLongError(f"{too_long}, which the special tokens alone fill", item.item)
-            case "right":
-                body = body[:room]
-            case "left":
-                body = body[-room:]
-            case "prompt":
-                num_response = len(token_ids) - self._num_prompt_tokens(item, token_ids, rendered) - num_trailing
-                if num_response > room:
-                    raise TooLongError(
-                        f"{too_long}, and its response alone has {num_response}; shorten it, or set truncation to left",
-                        item.item,
-                    )
-                body = body[-room:]
-        return token_ids[:num_leading] + body + token_ids[len(token_ids) - num_trailing :]
-
-    def _num_prompt_tokens(self, item: Input, token_ids: list[int], rendered: Rendered | None) -> int:
-        """The tokens before the response: what the whole shares with its prompt tokenized alone."""
-        prompt = rendered.prompt if rendered is not None else None
-        form = item.form
-        if isinstance(form, PromptResponse) and self.has_template:
-            form = Messages(({"role": "user", "content": form.prompt},))
-            prompt = self._apply_template(item, list(form.messages), add_generation_prompt=True)
-        elif isinstance(form, Messages) and len(form.messages) > 1:
-            prompt = self._apply_template(item, list(form.messages[:-1]), add_generation_prompt=True)
-        if rendered is None or prompt is None:
-            raise InvalidInputError(
-                f"{item.place} has {len(token_ids)} tokens; the limit is {self.max_length}, and truncation prompt needs "
-                "to know where the response begins; send prompt and response or messages, or set truncation to left",
+                f"{item.location} does not say where its response begins, and the model reads the response alone; send prompt "
+                "and response, or messages",
                 item.item,
             )
-        alone = self._encode([prompt], add_special_tokens=rendered.add_special_tokens)[0]
-        return num_equal(zip(token_ids, alone, strict=False))
+        return num_response
+
+    def _appended(self, body: TextTokens, trailing: Sequence[int]) -> list[int]:
+        """What the rules put at the end: one EOS, then the ids to be appended."""
+        needs_eos = self.rules.add_eos and self._eos_id is not None and self._eos_id not in trailing
+        eos = [self._eos_id] if needs_eos and self._eos_id is not None and body.last(1) != [self._eos_id] else []
+        return [*eos, *self.rules.append_ids]
+
+    def _present_at_end(self, body: TextTokens, closing: list[int]) -> bool:
+        """Whether the text ends in the ids that would be appended, and so gets none."""
+        ids = list(self.rules.append_ids)
+        return bool(ids) and self.rules.append_unless_present and closing == ids and body.last(len(ids)) == ids
+
+    def _limit(self, item: Input) -> int:
+        return self.max_length if item.max_length is None else item.max_length
+
+    def _cut(
+        self,
+        item: Input,
+        body: TextTokens,
+        leading: list[int],
+        closing: list[int],
+        truncation: Truncation,
+        whole: Rendered | None,
+    ) -> tuple[list[int], bool]:
+        """The ids within `max_length`, and whether the body was cut. What opens and closes the sequence stays."""
+        limit = self._limit(item)
+        room = limit - len(leading) - len(closing)
+        ids = body.first(max(room, 0) + 1)
+        if len(ids) <= room:
+            if not (leading or ids or closing):
+                raise InvalidInputError(f"{item.location} has no tokens; send at least one", item.item)
+            return [*leading, *ids, *closing], False
+        too_long = f"{item.location} has {self._described(body, leading, closing, limit)}; the limit is {limit}"
+        if truncation == "error":
+            raise TooLongError(f"{too_long}; shorten it, or set truncation", item.item)
+        if room <= 0:
+            raise TooLongError(f"{too_long}, which the special tokens alone fill", item.item)
+        if truncation == "right":
+            return [*leading, *ids[:room], *closing], True
+        if truncation == "prompt":
+            num_response = self._num_response_tokens(item, body, leading, whole, room)
+            if num_response is None:
+                raise InvalidInputError(
+                    f"{too_long}, and truncation prompt needs to know where the response begins; send prompt and response or "
+                    "messages, or set truncation to left",
+                    item.item,
+                )
+            if num_response > room:
+                raise TooLongError(
+                    f"{too_long}, and its response alone has {num_response}; shorten it, or set truncation to left",
+                    item.item,
+                )
+        return [*leading, *body.last(room), *closing], True
+
+    def _from_pair(self, item: Input, first: TextTokens, second: TextTokens, truncation: Truncation) -> TokenSequence:
+        """Two texts as the tokenizer's own pair; over the limit the first loses its oldest tokens, then the second."""
+        frame = self._pair_frame
+        assert frame is not None
+        closing = list(self.rules.append_ids)
+        limit = self._limit(item)
+        room = limit - frame.num_tokens - len(closing)
+        a, b = first.first(max(room, 0) + 1), second.first(max(room, 0) + 1)
+        is_cut = len(a) + len(b) > room
+        if is_cut:
+            too_long = f"{item.location} has over {limit} tokens as a pair; the limit is {limit}"
+            if truncation == "error" or room <= 0:
+                raise TooLongError(f"{too_long}; shorten it, or set truncation", item.item)
+            if truncation == "prompt" and len(b) > room:
+                raise TooLongError(f"{too_long}, and its response alone is over it; set truncation to left", item.item)
+            if truncation == "right":
+                a = a[:room]
+                b = b[: room - len(a)]
+            else:
+                b = second.last(room)
+                a = first.last(room - len(b)) if len(b) < room else []
+        return self._framed(frame, a, b, closing, is_cut=is_cut)
+
+    def _framed(
+        self, frame: PairFrame, first: list[int], second: list[int], closing: list[int], *, is_cut: bool
+    ) -> TokenSequence:
+        ids = [*frame.leading, *first, *frame.middle, *second, *frame.trailing, *closing]
+        types = [
+            *frame.leading_types,
+            *[frame.first_type] * len(first),
+            *frame.middle_types,
+            *[frame.second_type] * len(second),
+            *frame.trailing_types,
+            *[frame.second_type] * len(closing),
+        ]
+        return TokenSequence.of(ids, truncated=is_cut, token_types=types if self._encoder.has_token_types else None)
+
+    def _described(self, body: TextTokens, leading: list[int], closing: list[int], limit: int) -> str:
+        """The number of tokens, where it is known without tokenizing a long text whole."""
+        if isinstance(body, LongText):
+            return f"over {limit} tokens in {body.num_chars} characters"
+        return f"{len(leading) + len(body.first(1 << 62)) + len(closing)} tokens"
+
+    def _num_response_tokens(
+        self, item: Input, body: TextTokens, leading: list[int], whole: Rendered | None, room: int
+    ) -> int | None:
+        """The tokens from where the response begins: those that the whole does not share with its prompt alone; None where the
+        input does not say where that is.
+
+        In a long text the tokens of the rest of the text, counted no further than the room.
+        """
+        if isinstance(body, PromptThenResponse):
+            return body.num_response
+        prompt = self._renderer.prompt_of(item, whole) if whole is not None else None
+        if whole is None or prompt is None:
+            return None
+        if len(whole.texts[0]) > LONG_CHARS:
+            rest = whole.texts[0][len(num_common_prefix(whole.texts[0], prompt)) :]
+            tokens = LongText(self._encoder, rest) if len(rest) > LONG_CHARS else WholeText(self._encoder.encode(rest))
+            return len(tokens.first(room + 1))
+        ids = body.first(1 << 62)
+        alone = self._encoder.encode(prompt)
+        if leading and alone[:1] == leading[:1]:
+            alone = alone[1:]
+        return len(ids) - num_equal(zip(ids, alone, strict=False))
 
 
-def refuse_lone_surrogates(item: Input, text: str) -> None:
+class PromptThenResponse(WholeText):
+    """The tokens of a prompt and of its response, which were tokenized apart."""
+
+    def __init__(self, prompt: list[int], response: list[int]) -> None:
+        super().__init__([*prompt, *response])
+        self.num_response = len(response)
+
+
+class WithoutFirst:
+    """Tokens but for the first, which is kept apart."""
+
+    def __init__(self, tokens: TextTokens) -> None:
+        self._tokens = tokens
+
+    def first(self, num_tokens: int) -> list[int]:
+        return self._tokens.first(num_tokens + 1)[1:]
+
+    def last(self, num_tokens: int) -> list[int]:
+        found = self._tokens.last(num_tokens + 1)
+        return found[1:] if len(found) <= num_tokens else found[len(found) - num_tokens :]
+
+
+def check_ids(item: Input, token_ids: Sequence[int], vocab_size: int) -> None:
+    if token_ids and (min(token_ids) < 0 or max(token_ids) >= vocab_size):
+        wrong = next(i for i in token_ids if not 0 <= i < vocab_size)
+        raise InvalidInputError(
+            f"{item.location} has token id {wrong}; the vocabulary has ids 0 to {vocab_size - 1}", item.item
+        )
+
+
+def num_common_prefix(text: str, prompt: str) -> str:
+    """The part that both begin with; a prompt is mostly the beginning of the text."""
+    if text.startswith(prompt):
+        return prompt
+    length = next(
+        (i for i, (a, b) in enumerate(zip(text, prompt, strict=False)) if a != b), min(len(text), len(prompt))
+    )
+    return text[:length]
+
+
+def check_lone_surrogates(item: Input, text: str) -> None:
     """A tokenizer would raise for the whole batch."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise InvalidInputError(
-            f"{item.place} has a lone surrogate ({text[error.start]!r}), half of a character; send text that UTF-8 can hold",
+            f"{item.location} has a lone surrogate ({text[error.start]!r}) at character {error.start}; send text that UTF-8 can hold",
             item.item,
         ) from error
 

@@ -1,8 +1,8 @@
 """The same service as a Ray Serve application (extra `ray`): `serve run app.ray_serve:app ray_max_replicas=4`.
 
-Two deployments. `engine`: the whole app with its models, one engine a replica, on the devices it was given. `ingress`:
-takes HTTP, reads which prompt a request is about, and hands it to the engine's replica that has this prompt. Neither
-changes a byte of the HTTP contract, since it is the app itself that answers.
+There are two deployments. A replica of `engine` runs the whole app with its models on the devices that Ray gives it. A
+replica of `ingress` receives HTTP requests, reads the prompt of each, and forwards it to the engine replica that has this
+prompt in its cache. The app itself writes every response, so the HTTP contract is the same as without Ray.
 """
 
 from typing import Any
@@ -13,24 +13,22 @@ from ray.serve import Application
 from app.ray_serve.settings import RaySettings
 
 BY_PROMPT = "ray.serve.experimental.consistent_hash_router:ConsistentHashRouter"
-BY_LOAD = "ray.serve._private.request_router:PowerOfTwoChoicesRequestRouter"
-"""Ray's default, which Ray names by this path."""
 DRAIN_POLL_SECONDS = 0.5
-"""How often a replica that is to go looks whether its last request was answered."""
+"""Seconds between a stopping replica's checks whether its requests are finished."""
 
 QUIET = {"enable_access_log": False}
-"""The app logs its requests itself, one line each."""
+"""The app has its own access log."""
 
 
 def app(args: dict[str, Any]) -> Application:
-    """The application; `args` are settings, over the environment's. Raises StartError or pydantic's ValidationError."""
-    from app.ray_serve.replica import Replica  # and torch with it, which the ingress's process does without
+    """The application. `args` are settings that override the environment's. Raises StartError or pydantic's ValidationError."""
+    from app.ray_serve.replica import Replica  # imports torch, which the ingress does not need
 
     return application(args, Replica)
 
 
 def application(args: dict[str, Any], replica: type) -> Application:
-    """The same with replicas of this kind, a subclass of `Replica`."""
+    """The application with a subclass of `Replica`."""
     from app.ray_serve.ingress import Ingress
 
     settings = RaySettings.of(args)
@@ -43,7 +41,7 @@ def application(args: dict[str, Any], replica: type) -> Application:
         health_check_period_s=settings.ray_health_check_seconds,
         graceful_shutdown_timeout_s=settings.grace_seconds,
         graceful_shutdown_wait_loop_s=DRAIN_POLL_SECONDS,
-        request_router_config={"request_router_class": BY_PROMPT if settings.ray_route_by_prompt else BY_LOAD},
+        **({"request_router_config": {"request_router_class": BY_PROMPT}} if settings.ray_route_by_prompt else {}),
         logging_config=QUIET,
         **num_replicas(settings),
     )
@@ -61,7 +59,7 @@ def application(args: dict[str, Any], replica: type) -> Application:
 
 
 def num_replicas(settings: RaySettings) -> dict[str, Any]:
-    """A fixed number, or bounds between which the requests in flight decide."""
+    """A fixed number of replicas, or bounds within which Ray scales by the requests in flight."""
     if settings.ray_min_replicas == settings.ray_max_replicas:
         return {"num_replicas": settings.ray_max_replicas}
     return {

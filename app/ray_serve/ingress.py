@@ -1,9 +1,8 @@
-"""HTTP in, an engine's replica by handle, HTTP out. Knows prompts' names and Ray's errors, and neither models nor torch.
+"""The ingress deployment: forwards HTTP requests to engine replicas, chosen by the request's prompt. Imports no torch.
 
-A request's session is the name of its prompt: as its client says in `x-session-id`, else read from the body, in any of
-the dialects that are served. Ray's consistent-hash router keeps a session on one replica for as long as that takes
-requests, and goes to the next one on its ring beyond. Every endpoint is without side effects, so a request whose
-replica dies is asked again, of another.
+A request's session is the name of its prompt: the client's `x-session-id`, or a name derived from the body in any of the
+supported dialects. Ray's consistent-hash router sends a session to one replica until that replica is full, then to the
+next one on its ring. No endpoint has side effects, so a request whose replica dies is sent to another.
 """
 
 import asyncio
@@ -22,29 +21,29 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from app.errors import DeadlineExceededError, NotReadyError, OverloadedError, RequestError, UnavailableError
-from app.ray_serve.messages import Answer, Asked
-from app.ray_serve.metrics import merged
+from app.ray_serve.messages import ForwardedRequest, ForwardedResponse
+from app.ray_serve.metrics import merge_pages
 from app.settings import Settings
 from reward_client.session import HEADER, is_list, session_of
 
 logger = logging.getLogger(__name__)
-PLAIN = ("type", "asgi", "http_version", "method", "scheme", "query_string", "root_path", "headers")
-EVERY_REPLICA = frozenset({"/admin/reload", "/metrics"})
+FORWARDED_SCOPE_KEYS = ("type", "asgi", "http_version", "method", "scheme", "query_string", "root_path", "headers")
+BROADCAST_PATHS = frozenset({"/admin/reload", "/metrics"})
 PROBES = frozenset({"/health", "/ready"})
 PROBE_SECONDS = 3.0
-"""After which a probe is answered, where no replica is there to answer it."""
-LONGEST_SECONDS = 170.0
-"""The latest deadline that the app keeps by itself (OpenRLHF's), unless the operator sets one."""
-MORE_SECONDS = 5.0
-"""Beyond the app's deadline: for the way there and back."""
+"""Time limit of a probe; after it the ingress itself answers 503."""
+MAX_DIALECT_DEADLINE_SECONDS = 170.0
+"""The longest deadline of a dialect (OpenRLHF's), which holds unless the operator sets one."""
+TRANSFER_SECONDS = 5.0
+"""Added to the app's deadline for the transfer between ingress and replica."""
 MAX_ATTEMPTS = 8
-"""Replicas that have lost their model threads answer at once, so that trying costs little until they are replaced."""
+"""A replica whose model threads have died answers immediately, so further attempts are cheap."""
 MAX_DEATHS = 2
-"""Replicas that may die with one request; it may be the cause."""
-MAX_READ_BYTES = 256_000
-"""A body beyond this holds many prompts, and reading it would hold up everybody else's."""
+"""Attempts end after this many replicas died with the request, because it may be the cause."""
+MAX_PARSED_BYTES = 256_000
+"""Larger bodies are not parsed for their prompt: they hold many, and parsing would block other requests."""
 TEXTS = ("query", "input", "text", "inputs")
-DIED = (RayActorError, DeploymentUnavailableError)
+REPLICA_DIED = (RayActorError, DeploymentUnavailableError)
 
 
 class Engine(Protocol):
@@ -55,7 +54,7 @@ class Engine(Protocol):
 
 
 class Ingress:
-    """The deployment: an ASGI app that forwards everything."""
+    """The deployment. Ray calls `__serve_build_asgi_app__` in the replica to get its ASGI app."""
 
     def __init__(self, engine: Engine, args: dict[str, Any]) -> None:
         self.engine = engine
@@ -66,7 +65,7 @@ class Ingress:
 
 
 class Forward:
-    """The ASGI app without its lifespan."""
+    """The ASGI app that forwards each request and writes the response."""
 
     def __init__(self, engine: Engine, settings: Settings) -> None:
         self.engine = engine
@@ -77,12 +76,14 @@ class Forward:
         body = await read_body(Headers(scope=scope), receive, max_bytes)
         if body is None:
             return
-        path = scope["path"].removeprefix(scope["root_path"])  # which the application may have in its cluster
-        asked = Asked({key: scope[key] for key in PLAIN} | {"path": path, "client": None, "server": None}, body)
+        path = scope["path"].removeprefix(scope["root_path"])  # Ray's route prefix of the application
+        request = ForwardedRequest(
+            {key: scope[key] for key in FORWARDED_SCOPE_KEYS} | {"path": path, "client": None, "server": None}, body
+        )
         is_probe = path in PROBES
         try:
             async with asyncio.timeout(self.limit_seconds(path)):
-                answer = await self.ask(asked)
+                answer = await self.forward(request)
         except RequestError as error:
             response: Response = error_response(error)
         except TimeoutError:
@@ -92,79 +93,83 @@ class Forward:
             response = error_response(NotReadyError("no engine answers; retry later") if is_probe else late)
         else:
             response = Response(answer.body, answer.status)
-            own = {b"content-length", b"x-request-id"}  # Starlette's, and that of Ray's proxy
+            own = {b"content-length", b"x-request-id"}  # Starlette and Ray's proxy set their own
             response.raw_headers += [header for header in answer.headers if header[0].lower() not in own]
         await response(scope, receive, send)
 
     def limit_seconds(self, path: str) -> float | None:
-        """After which a request is given up that no engine has taken; the app's own deadline answers before, if one has."""
+        """Time limit of a request that no engine accepts. If an engine accepts it, the app's own deadline ends it earlier."""
         if path in PROBES:
             return PROBE_SECONDS
-        if path in EVERY_REPLICA:
-            return None  # a reload takes as long as the checkpoints take to load
+        if path in BROADCAST_PATHS:
+            return None  # a reload may take minutes
         is_set = "deadline_seconds" in self.settings.model_fields_set
-        return (self.settings.deadline_seconds if is_set else LONGEST_SECONDS) + MORE_SECONDS
+        return (self.settings.deadline_seconds if is_set else MAX_DIALECT_DEADLINE_SECONDS) + TRANSFER_SECONDS
 
-    async def ask(self, asked: Asked) -> Answer:
-        """Raises NotReadyError where every attempt met a replica that died, OverloadedError where none has room."""
-        if asked.scope["path"] in EVERY_REPLICA:
-            return await self.ask_all(asked)
-        session = session_of_request(asked)
+    async def forward(self, request: ForwardedRequest) -> ForwardedResponse:
+        """Raises NotReadyError if the attempts only reached replicas that died, OverloadedError if all replicas are full."""
+        if request.scope["path"] in BROADCAST_PATHS:
+            return await self.forward_to_all(request)
+        session = session_of_request(request)
         num_deaths = 0
         for attempt in range(MAX_ATTEMPTS):
-            # Another name, another place on the ring: not again the one that has just failed.
+            # Another name has another position on the ring, so a retry goes to another replica.
             name = f"{session}/{attempt}" if session and attempt else session
             try:
-                answer = await self.ask_one(asked, name)
-            except DIED as error:
+                answer = await self.forward_to_one(request, name)
+            except REPLICA_DIED as error:
                 num_deaths += 1
                 logger.warning("a replica died with a request: %s, attempt %d", type(error).__name__, attempt + 1)
                 if num_deaths == MAX_DEATHS:
                     break
             except BackPressureError as error:
-                raise OverloadedError("every engine is busy and the line before them full; retry later") from error
+                raise OverloadedError(
+                    "every engine is busy and the queue in front of them is full; retry later"
+                ) from error
             else:
-                if answer.is_sound:
+                if answer.healthy:
                     return answer
-        raise NotReadyError("the engines that were asked have died; retry when they are replaced")
+        raise NotReadyError("the engines died with the request; retry when they have been replaced")
 
-    async def ask_one(self, asked: Asked, session: str | None) -> Answer:
-        # Without a session Ray makes one up, and so spreads these requests evenly.
+    async def forward_to_one(self, request: ForwardedRequest, session: str | None) -> ForwardedResponse:
+        # Ray generates a session for a request without one, which spreads these requests evenly.
         handle = self.engine.options(method_name="answer", session_id=session or "")
-        response = handle.remote(asked)
+        response = handle.remote(request)
         try:
-            answer: Answer = await response
-        except asyncio.CancelledError:  # the client left, or the deadline passed: nobody waits for the score
+            answer: ForwardedResponse = await response
+        except asyncio.CancelledError:  # the client disconnected, or the deadline passed
             response.cancel()
             raise
         return answer
 
-    async def ask_all(self, asked: Asked) -> Answer:
-        """Every replica is asked; the worst of the answers, so that 200 means all of them. Metrics are put together."""
-        # Without an Accept, metrics come in the format that `merged` reads.
-        plain = [header for header in asked.scope["headers"] if header[0] != b"accept"]
-        asked = Asked({**asked.scope, "headers": plain}, asked.body)
+    async def forward_to_all(self, request: ForwardedRequest) -> ForwardedResponse:
+        """Sends the request to every replica and returns the worst response, so 200 means all of them. Merges metrics pages."""
+        # Without an Accept header, metrics come in the text format, which `merge_pages` reads.
+        plain = [header for header in request.scope["headers"] if header[0] != b"accept"]
+        request = ForwardedRequest({**request.scope, "headers": plain}, request.body)
         try:
-            answers: list[Answer] = await self.engine.broadcast("answer", asked).results_async()
-        except DIED as error:
-            raise NotReadyError("an engine has died while all were asked; retry when it is replaced") from error
+            answers: list[ForwardedResponse] = await self.engine.broadcast("answer", request).results_async()
+        except REPLICA_DIED as error:
+            raise NotReadyError(
+                "an engine died during a request to all engines; retry when it has been replaced"
+            ) from error
         if not answers:
             raise NotReadyError("there is no engine yet; retry later")
         worst = max(answers, key=lambda answer: answer.status)
-        if asked.scope["path"] == "/metrics" and worst.status == 200:  # noqa: PLR2004 - HTTP's own
-            worst.body = merged({answer.replica: answer.body.decode() for answer in answers}).encode()
+        if request.scope["path"] == "/metrics" and worst.status == 200:  # noqa: PLR2004 - HTTP's own
+            worst.body = merge_pages({answer.replica: answer.body.decode() for answer in answers})
             worst.headers = [header for header in worst.headers if header[0] != b"content-length"]
         return worst
 
 
 def error_response(error: RequestError) -> Response:
-    """As the app words it; its own module would bring torch into this process."""
+    """The error body of the native routes; `app.api.errors` would import torch into this process."""
     retry = {"retry-after": str(error.retry_after_seconds)} if isinstance(error, UnavailableError) else None
     return JSONResponse({"error": {"code": error.code, "message": error.message}}, error.status, retry)
 
 
 async def read_body(headers: Headers, receive: Receive, max_bytes: int) -> bytes | None:
-    """The body; of one over the limit just enough for the app to see that it is. None where the client has left."""
+    """The body, or of a body over the limit just enough for the app to reject it. None if the client disconnected."""
     parts: list[bytes] = []
     declared = headers.get("content-length", "")
     num_left = max_bytes + 1 if not declared.isdecimal() or int(declared) <= max_bytes else 0
@@ -179,19 +184,20 @@ async def read_body(headers: Headers, receive: Receive, max_bytes: int) -> bytes
     return b"".join(parts)
 
 
-def session_of_request(asked: Asked) -> str | None:
-    named = Headers(raw=asked.scope["headers"]).get(HEADER)
+def session_of_request(request: ForwardedRequest) -> str | None:
+    """The client's own session name, or that of the body's first prompt; None if there is neither."""
+    named = Headers(raw=request.scope["headers"]).get(HEADER)
     if named:
         return named
-    if asked.scope["method"] != "POST" or not 0 < len(asked.body) <= MAX_READ_BYTES:
+    if request.scope["method"] != "POST" or not 0 < len(request.body) <= MAX_PARSED_BYTES:
         return None
-    with contextlib.suppress(ValueError):  # no JSON: the app says so
-        return session_in(from_json(asked.body))
+    with contextlib.suppress(ValueError):  # not JSON: the app rejects it
+        return session_in(from_json(request.body))
     return None
 
 
 def session_in(body: Any) -> str | None:
-    """The name of a request's first prompt, whatever its dialect; None where it does not say where its prompt ends."""
+    """The session name of a body's first prompt, in any dialect; None if the body does not separate prompt and response."""
     if not isinstance(body, Mapping):
         return None
     for name in ("items", "pairs"):  # ours

@@ -1,4 +1,4 @@
-"""What goes between the ingress and a replica, pickled: an HTTP request and its answer, each whole."""
+"""The messages between the ingress and a replica, which Ray pickles: a whole HTTP request and its whole response."""
 
 from dataclasses import dataclass, field
 
@@ -6,19 +6,19 @@ from starlette.types import Scope
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A request as it goes from the ingress to a replica: an ASGI scope of plain values, and the whole body."""
+class ForwardedRequest:
+    """A request: an ASGI scope that holds only picklable values, and the body."""
 
     scope: Scope
     body: bytes = b""
 
 
 @dataclass(slots=True)
-class Answer:
-    """What the app said. Not sound: of a replica whose model thread has died, and that another may answer better."""
+class ForwardedResponse:
+    """The app's response. `healthy` is False if a model thread of the replica has died, so another replica should answer."""
 
     status: int = 500
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)
     body: bytes = b""
-    is_sound: bool = True
+    healthy: bool = True
     replica: str = ""

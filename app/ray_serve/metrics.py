@@ -1,27 +1,31 @@
-"""Several replicas' metrics as one page: each sample with the label `replica`. Knows Prometheus's text, and no library."""
+"""Merges the metrics pages of several replicas into one page, in Prometheus's text format."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+
+from prometheus_client import Metric, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
 
 
-def merged(pages: Mapping[str, str]) -> str:
-    """One page of pages by replica, in Prometheus's text format; a metric's help and type stand once."""
-    families: dict[str, list[str]] = {}
+def merge_pages(pages: Mapping[str, str]) -> bytes:
+    """One page of all samples, each with the label `replica`; `pages` maps a replica's name to its page.
+
+    Raises ValueError for a page that is not in Prometheus's text format.
+    """
+    families: dict[str, Metric] = {}
     for replica, page in pages.items():
-        family = ""
-        for line in page.splitlines():
-            if line.startswith("#"):
-                _, _, family, *_ = line.split(" ", 3)
-                lines = families.setdefault(family, [])
-                if line not in lines[:2]:  # its help and its type
-                    lines.append(line)
-            elif line:
-                families.setdefault(family, []).append(labelled(line, replica))
-    return "".join(f"{line}\n" for lines in families.values() for line in lines)
+        for family in text_string_to_metric_families(page):
+            merged = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+            for sample in family.samples:
+                merged.add_sample(sample.name, {**sample.labels, "replica": replica}, sample.value, sample.timestamp)
+    return generate_latest(Families(families.values()))
 
 
-def labelled(sample: str, replica: str) -> str:
-    name, brace, rest = sample.partition("{")
-    if brace:
-        return f'{name}{{replica="{replica}",{rest}'
-    name, _, rest = sample.partition(" ")
-    return f'{name}{{replica="{replica}"}} {rest}'
+class Families(Collector):
+    """A collector of given metric families."""
+
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families

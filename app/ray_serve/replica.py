@@ -1,4 +1,4 @@
-"""One engine behind the whole app, called by handle. Knows Ray Serve's hooks and ASGI, and nothing of routing."""
+"""A replica of the engine deployment: runs the whole app and answers forwarded requests. Knows nothing about routing."""
 
 import asyncio
 import contextlib
@@ -9,7 +9,7 @@ from ray import serve
 from starlette.types import Message, Scope
 
 from app.main import create_app
-from app.ray_serve.messages import Answer, Asked
+from app.ray_serve.messages import ForwardedRequest, ForwardedResponse
 from app.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -30,48 +30,48 @@ HEALTH_SCOPE: Scope = {
 
 
 class Replica:
-    """Ready once its models are; a StartError is what its deployment fails with."""
+    """Constructed once its models are ready; a StartError makes the deployment fail with its message."""
 
     async def __init__(self, args: dict[str, Any]) -> None:  # type: ignore[misc] # Ray awaits it
         self.app = create_app(Settings(**args))
         self.service = self.app.state.service
         self.running = contextlib.AsyncExitStack()
-        await self.running.enter_async_context(self.app.router.lifespan_context(self.app))
+        await self.running.enter_async_context(self.app.lifespan())
         await self.service.wait_until_ready()
 
     async def check_health(self) -> None:
-        """Raises where `/health` is not 200. Ray asks every few seconds, and replaces a replica that failed thrice."""
-        answer = await self.answer(Asked(HEALTH_SCOPE))
-        if answer.status != 200:  # noqa: PLR2004 - HTTP's own
-            raise RuntimeError(f"/health answers {answer.status}: {answer.body.decode()}")
+        """Raises RuntimeError if `/health` is not 200. Ray calls this every few seconds and replaces a replica after three failures."""
+        response = await self.answer(ForwardedRequest(HEALTH_SCOPE))
+        if response.status != 200:  # noqa: PLR2004 - HTTP's own
+            raise RuntimeError(f"/health answers {response.status}: {response.body.decode()}")
 
-    async def answer(self, asked: Asked) -> Answer:
-        """The app's answer. A client that leaves cancels this call, which is how the app hears of it."""
-        bodies = [asked.body]
+    async def answer(self, request: ForwardedRequest) -> ForwardedResponse:
+        """The app's response. When a client disconnects, Ray cancels this call, and the app stops working on the request."""
+        bodies = [request.body]
 
         async def receive() -> Message:
             if not bodies:
                 await asyncio.Event().wait()
             return {"type": "http.request", "body": bodies.pop(), "more_body": False}
 
-        answer = Answer(replica=serve.get_replica_context().replica_id.unique_id)
+        response = ForwardedResponse(replica=serve.get_replica_context().replica_id.unique_id)
         parts: list[bytes] = []
 
         async def send(message: Message) -> None:
             if message["type"] == "http.response.start":
-                answer.status, answer.headers = message["status"], list(message["headers"])
+                response.status, response.headers = message["status"], list(message["headers"])
             else:
                 parts.append(message.get("body", b""))
 
         try:
-            await self.app(dict(asked.scope), receive, send)
-        except Exception:  # the app has answered 500, and raises for its server to log
+            await self.app(dict(request.scope), receive, send)
+        except Exception:  # the app has sent a 500 and raises again so that its server can log it
             logger.exception("an unexpected fault")
-        answer.body = b"".join(parts)
+        response.body = b"".join(parts)
         engine = self.service.engine
-        answer.is_sound = engine is not None and engine.is_alive
-        return answer
+        response.healthy = engine is not None and engine.is_alive
+        return response
 
     async def __del__(self) -> None:
-        """Ray's hook for the end, after the last request was answered: stops the model threads."""
+        """Stops the model threads. Ray awaits this after the replica's last request."""
         await self.running.aclose()

@@ -1,7 +1,7 @@
-"""What a Ray Serve application is told: everything that the service is (`Settings`), and how it is spread.
+"""Settings of the Ray Serve application: the service's own (`Settings`), and how many replicas run where.
 
-Each field is an environment variable (`REWARD_RAY_MAX_REPLICAS`) of the nodes, or an argument of the application
-(`ray_max_replicas`), which wins.
+Each field is an environment variable of the nodes (`REWARD_RAY_MAX_REPLICAS`) or an argument of the application
+(`ray_max_replicas`); the argument overrides the variable.
 """
 
 from collections.abc import Mapping
@@ -15,33 +15,33 @@ from app.settings import Settings
 
 class RaySettings(Settings):
     ray_min_replicas: int = Field(default=1, ge=0)
-    """Engines that are kept running."""
+    """Minimum number of engines."""
     ray_max_replicas: int = Field(default=1, ge=1)
-    """Engines that there may be; with more than the least, the requests in flight decide how many there are."""
+    """Maximum number of engines. If it is above the minimum, Ray scales by the requests in flight."""
     ray_target_ongoing_requests: float = Field(default=64, gt=0)
-    """Requests in flight an engine that are right: several batches, so that none waits for work."""
+    """Requests in flight per engine that autoscaling aims at: several batches, so the device is never idle."""
     ray_max_ongoing_requests: int = Field(default=256, ge=1)
-    """Requests that an engine takes at once. What comes on top for a popular prompt goes to the next engine."""
+    """Maximum requests in flight per engine. Further requests for the same prompt go to another engine."""
     ray_upscale_seconds: float = Field(default=15, ge=0)
-    """Seconds that load must last before an engine is added."""
+    """Seconds of high load before an engine is added."""
     ray_downscale_seconds: float = Field(default=300, ge=0)
-    """Seconds that load must be gone before an engine is given up."""
+    """Seconds of low load before an engine is removed."""
     ray_num_cpus: float = Field(default=1, ge=0)
-    """Cores of an engine. Unless num_threads is set, a CPU forward has as many threads."""
+    """CPU cores per engine. A forward pass on CPU uses at most as many threads, unless num_threads is set."""
     ray_num_gpus: float = Field(default=0, ge=0)
-    """GPUs of an engine; 0.5 puts two engines on one."""
+    """GPUs per engine; 0.5 puts two engines on one GPU."""
     ray_ingress_replicas: int = Field(default=1, ge=1)
-    """Processes that take requests and choose the engine."""
+    """Number of processes that receive requests and choose an engine."""
     ray_ingress_cpus: float = Field(default=1, ge=0)
-    """Cores of such a process."""
+    """CPU cores per ingress process."""
     ray_route_by_prompt: bool = True
-    """Send requests for one prompt to one engine, which computes the prompt once. Else: to the engine with less to do."""
+    """Send all requests for a prompt to one engine, which computes the prompt once. If false, to the less loaded engine."""
     ray_health_check_seconds: float = Field(default=5, gt=0)
-    """Seconds between health checks; an engine that fails three is replaced."""
+    """Seconds between health checks; an engine is replaced after three failures."""
 
     @property
     def is_loopback(self) -> bool:
-        """Where it listens is Ray's to say."""
+        """Always False: Ray chooses the address to listen on."""
         return False
 
     @model_validator(mode="after")
@@ -54,8 +54,8 @@ class RaySettings(Settings):
 
     @classmethod
     def of(cls, args: Mapping[str, Any]) -> Self:
-        """Raises StartError for an argument that is no setting, which would otherwise pass silently."""
+        """The settings with these arguments; raises StartError for an argument that is not a setting."""
         unknown = sorted(args.keys() - cls.model_fields.keys())
         if unknown:
-            raise StartError(f"{', '.join(unknown)}: no such setting; see docs/scaling.md for those there are")
+            raise StartError(f"{', '.join(unknown)}: no such setting; docs/scaling.md lists the settings")
         return cls(**args)

@@ -1,1 +1,1 @@
-"""Training a reward model on one's own pairs, and judging one: `reward-service train` and `reward-service evaluate`."""
+"""Trains a reward model on preference pairs, and evaluates one: `reward-service train` and `reward-service evaluate`."""

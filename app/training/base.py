@@ -12,18 +12,18 @@ import torch
 from torch import nn
 from transformers import (
     AutoConfig,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedConfig,
+    Conv1D,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.pytorch_utils import Conv1D
 
-from app.engine.loading import head_of, max_length
-from app.engine.refusals import quiet_transformers, refuse_config, refuse_mismatched, refuse_missing, refusing
+from app.checkpoints.architecture import architecture_of, is_language_model
+from app.checkpoints.building import head_of
+from app.checkpoints.checks import quiet_transformers, refusing
+from app.checkpoints.loading import load_checkpoint
+from app.checkpoints.max_length import max_length_of
+from app.checkpoints.new_head import with_new_head
 from app.errors import ModelRefusedError, TrainingError
-from app.new_head import is_language_model, with_new_head
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,31 +58,22 @@ def load_base(directory: Path, seed: int) -> Base:
     source = str(directory)
     with refusing(source), quiet_transformers():
         config = AutoConfig.from_pretrained(source, local_files_only=True)
-    is_new = is_language_model(config)
-    net, tokenizer = with_new_head(directory, seed, "float32") if is_new else reward_model(source, config)
+    is_new = is_language_model(architecture_of(config.architectures))
+    net, tokenizer = with_new_head(directory, seed, "float32") if is_new else reward_model(source)
     set_pad_token(source, net, tokenizer)
     dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
-    return Base(net, tokenizer, dtype, max_length(net, tokenizer), is_new)
+    return Base(net, tokenizer, dtype, max_length_of(net, tokenizer)[0], is_new)
 
 
-def reward_model(source: str, config: PreTrainedConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    with refusing(source), quiet_transformers():
-        refuse_config(source, config)
-        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
-        net, loading = AutoModelForSequenceClassification.from_pretrained(
-            source,
-            dtype=torch.float32,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # refused below, in our words
+def reward_model(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The checkpoint as it would be served, in float32 on the CPU, to be trained on."""
+    checkpoint = load_checkpoint(source, device="cpu", dtype="float32", may_be_untrained=True)
+    if not checkpoint.is_classifier:
+        raise ModelRefusedError(
+            f"{source} has a head of its own ({checkpoint.about['head']}); train from a language model or a plain classifier"
         )
-    refuse_missing(source, loading["missing_keys"])
-    refuse_mismatched(source, loading["mismatched_keys"])
-    for name, weight in net.named_parameters():
-        if not torch.isfinite(weight).all():
-            raise ModelRefusedError(f"{source} has NaN or infinite weights in {name}; use an intact checkpoint")
-    return net, tokenizer
+    checkpoint.net.name_or_path = source  # peft writes it into an adapter's config
+    return checkpoint.net.requires_grad_(requires_grad=True), checkpoint.tokenizer
 
 
 def set_pad_token(source: str, net: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -1,23 +1,24 @@
-"""What happens beside the steps of a run: the held-out pairs are judged, and somebody sees how far it is."""
+"""Callbacks of a training run: evaluation on the held-out pairs, and progress."""
 
 import sys
-from collections.abc import Sequence as Many
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl.trainer.reward_trainer import DataCollatorForPreference
 from typing_extensions import override
 
-from app.shaping import margin_ranking_loss
+from app.rewards.ranking import margin_ranking_loss
 from app.training.encoding import Example
 
 Row = dict[str, Any]
 
 
 def row(example: Example) -> Row:
+    """The example as a row of TRL's preference data sets, already tokenized."""
     return {
         "chosen_ids": example.chosen.token_ids.tolist(),
         "rejected_ids": example.rejected.token_ids.tolist(),
@@ -26,12 +27,15 @@ def row(example: Example) -> Row:
 
 
 class HeldOut(TrainerCallback):
-    """Loss with margin and accuracy on pairs that are not trained on: before the first step and after every epoch.
+    """Evaluates loss with margin and accuracy on the held-out pairs: before the first step and after every epoch.
 
-    They go into the state's log, which a checkpoint keeps and a resumed run continues.
+    The figures go into the state's log, which checkpoints store and a resumed run continues. transformers' own evaluation
+    cannot replace this: it runs at the end of an epoch after that step's checkpoint is saved, so a run resumed from that
+    checkpoint would lack the figures; and TRL averages accuracy over batches, not over pairs, which differs where the last
+    batch is smaller.
     """
 
-    def __init__(self, examples: Many[Example], pad_token_id: int, batch_size: int) -> None:
+    def __init__(self, examples: Sequence[Example], pad_token_id: int, batch_size: int) -> None:
         by_length = sorted(examples, key=lambda each: -each.chosen.num_tokens - each.rejected.num_tokens)
         rows = [row(example) for example in by_length]
         collate = DataCollatorForPreference(pad_token_id)
@@ -42,14 +46,14 @@ class HeldOut(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if state.global_step == 0:
-            self.judge(kwargs["model"], state)
+            self.evaluate(kwargs["model"], state)
 
     @override
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.epoch is not None and (state.epoch.is_integer() or state.global_step == state.max_steps):
-            self.judge(kwargs["model"], state)
+            self.evaluate(kwargs["model"], state)
 
-    def judge(self, model: Any, state: TrainerState) -> None:
+    def evaluate(self, model: Any, state: TrainerState) -> None:
         if self.batches:
             losses, hits = held_out_scores(model, self.batches)
             entry = {"held_out_loss": losses.mean().item(), "held_out_accuracy": hits.double().mean().item()}
@@ -57,7 +61,7 @@ class HeldOut(TrainerCallback):
 
 
 def held_out_scores(model: Any, batches: list[Row]) -> tuple[Tensor, Tensor]:
-    """Loss with margin, and whether the chosen side is ahead, per pair."""
+    """(loss with margin, whether chosen scores higher), one element per pair."""
     was_training = model.training
     model.eval()
     losses, hits = [], []
@@ -66,43 +70,41 @@ def held_out_scores(model: Any, batches: list[Row]) -> tuple[Tensor, Tensor]:
             inputs = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
             scores = model(**inputs, use_cache=False).logits[:, 0].double().cpu()
             chosen, rejected = scores.chunk(2)
-            losses.append(margin_ranking_loss(chosen, rejected, batch["margin"].double()))
+            with np.errstate(invalid="ignore"):  # scores that are NaN; the next step's loss says so
+                loss = margin_ranking_loss(chosen.numpy(), rejected.numpy(), batch["margin"].double().numpy())
+            losses.append(torch.from_numpy(loss))
             hits.append(chosen > rejected)
     model.train(was_training)
     return torch.cat(losses), torch.cat(hits)
 
 
-class Progress(TrainerCallback):
-    """A bar with the loss on a terminal; elsewhere a line at every checkpoint."""
+def progress_callback() -> TrainerCallback:
+    """A progress bar if standard error is a terminal; elsewhere one line per checkpoint."""
+    return ProgressBar() if sys.stderr.isatty() else CheckpointLines()
 
-    bar: "tqdm[None]"
+
+class ProgressBar(ProgressCallback):
+    """transformers' bar, with the loss beside it in place of a printed line for every logged step."""
 
     @override
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
     ) -> None:
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", disable=None)
+        if logs is not None and "loss" in logs and self.training_bar is not None:
+            self.training_bar.set_postfix(loss=f"{logs['loss']:.4f}", refresh=False)
 
-    @override
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        logs = kwargs["logs"]
-        if "loss" in logs:
-            self.bar.set_postfix(loss=f"{logs['loss']:.4f}", refresh=False)
 
-    @override
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.bar.update(state.global_step - self.bar.n)
+class CheckpointLines(TrainerCallback):
+    """Writes one line to standard error whenever a checkpoint is saved."""
 
     @override
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.bar.disable:
-            loss = next((entry["loss"] for entry in reversed(state.log_history) if "loss" in entry), None)
-            words = f", loss {loss:.4f}" if loss is not None else ""
-            sys.stderr.write(f"step {state.global_step} of {state.max_steps}{words}, checkpoint saved\n")
-            sys.stderr.flush()
-
-    @override
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.bar.close()
+        loss = next((entry["loss"] for entry in reversed(state.log_history) if "loss" in entry), None)
+        words = f", loss {loss:.4f}" if loss is not None else ""
+        sys.stderr.write(f"step {state.global_step} of {state.max_steps}{words}, checkpoint saved\n")
+        sys.stderr.flush()

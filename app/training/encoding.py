@@ -10,11 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import accumulate
 
-from app.engine.sequence import Sequence
+from app.api.pairs import margin_of, pair_to_inputs
+from app.engine.sequence import TokenSequence
 from app.engine.tokenization import Tokenization
 from app.errors import InvalidInputError, TooLongError, TrainingError
-from app.pairs import margin_of, sides
-from app.shaping import MarginScheme
+from app.rewards.margins import MarginScheme
 from app.training.options import TooLong
 from app.training.pairs import PairFile, PairLine
 
@@ -24,14 +24,14 @@ SHOWN = 5
 @dataclass(frozen=True, slots=True)
 class Example:
     line: PairLine
-    chosen: Sequence
-    rejected: Sequence
+    chosen: TokenSequence
+    rejected: TokenSequence
     margin: float
 
 
 @dataclass(slots=True)
 class Examples:
-    """What a file's pairs became. A line is named once for the first thing that is wrong with it."""
+    """The encoded pairs of a file, and the dropped lines by reason. A line is counted once, for its first problem."""
 
     kept: list[Example] = field(default_factory=list)
     too_long: list[int] = field(default_factory=list)
@@ -40,7 +40,7 @@ class Examples:
     end_in_pad: int = 0
 
     def notes(self, max_length: int, pad_token: str) -> list[str]:
-        """What was not trained on as it stands, in words."""
+        """One sentence per reason for which pairs were dropped or changed."""
         named = (
             (self.too_long, f"dropped: over {max_length} tokens"),
             (self.made_equal, f"dropped: both sides are the same once cut to {max_length} tokens"),
@@ -67,14 +67,14 @@ def encode(
     too_long: TooLong,
     progress: Callable[[], object],
 ) -> Examples:
-    """Raises InvalidInputError, naming the line, where a pair cannot be tokenized, is too long, or has two equal sides."""
+    """Raises InvalidInputError that names the line if a pair cannot be tokenized, is too long, or has two equal sides."""
     examples = Examples()
     for line in pairs.lines:
         progress()
-        place = f"{pairs.name} line {line.number}"
+        location = f"{pairs.name} line {line.number}"
         if line.is_same:
-            raise InvalidInputError(f"{place}: chosen and rejected are the same; take the pair out")
-        inputs = list(sides(line.pair, line.number, f"{place}: "))
+            raise InvalidInputError(f"{location}: chosen and rejected are the same; take the pair out")
+        inputs = list(pair_to_inputs(line.pair, line.number, f"{location}: "))
         outcomes = tokenization.encode(inputs, "error" if too_long == "drop" else too_long)
         error = next((outcome for outcome in outcomes if isinstance(outcome, InvalidInputError)), None)
         if isinstance(error, TooLongError) and too_long != "error":  # with "prompt", a response that leaves it no room
@@ -82,10 +82,10 @@ def encode(
             continue
         if error is not None:
             raise error
-        chosen, rejected = (outcome for outcome in outcomes if isinstance(outcome, Sequence))
+        chosen, rejected = (outcome for outcome in outcomes if isinstance(outcome, TokenSequence))
         if chosen.key == rejected.key:
             if not (chosen.truncated or rejected.truncated):
-                raise InvalidInputError(f"{place}: chosen and rejected have the same tokens; take the pair out")
+                raise InvalidInputError(f"{location}: chosen and rejected have the same tokens; take the pair out")
             examples.made_equal.append(line.number)
             continue
         if chosen.truncated or rejected.truncated:
@@ -96,7 +96,7 @@ def encode(
 
 
 def split(examples: list[Example], fraction: float, seed: int) -> tuple[list[Example], list[Example]]:
-    """Those that train and those that are held out, at least one pair each; a prompt's pairs stay together.
+    """(training examples, held-out examples), at least one pair each; the pairs of a prompt stay together.
 
     Raises TrainingError where there are too few prompts for both.
     """

@@ -1,6 +1,6 @@
-"""How well a model ranks pairs: every figure of the report.
+"""Computes every figure of the evaluation report: how well a model ranks pairs.
 
-Knows neither how scores come about, nor terminals, nor pictures. Lengths are characters of the response; of a conversation, of its last turn.
+Computes no scores, and draws and prints nothing. Lengths are in characters of the response; for a conversation, of its last turn.
 """
 
 from collections.abc import Callable
@@ -11,16 +11,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app.shaping import MARGINS
+from app.rewards.margins import MARGINS
+from app.rewards.types import Floats
 from app.training.pairs import PairLine
-from app.training.statistics import Bin, Cut, Floats, Share, calibration, cut, pearson, spearman
+from app.training.statistics import Bin, Cut, Share, calibration, cut, pearson, spearman
 
 Result = dict[str, Any]
 THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9)
 
 
 class Evaluation:
-    """The figures of at least one pair and its result."""
+    """The figures of one or more pairs and their results from POST /compare."""
 
     def __init__(self, lines: list[PairLine], results: list[Result]) -> None:
         self.lines = lines
@@ -34,12 +35,12 @@ class Evaluation:
 
     @property
     def differences(self) -> Floats:
-        """chosen - rejected"""
+        """chosen - rejected, shape (pairs,)."""
         return self.chosen - self.rejected
 
     @property
     def correct(self) -> NDArray[np.bool_]:
-        """Strictly: a tie is not correct."""
+        """Whether chosen scores strictly higher, shape (pairs,); a tie is not correct."""
         return self.differences > 0
 
     @property
@@ -47,7 +48,7 @@ class Evaluation:
         return Share.of(self.correct)
 
     def groups(self, key: Callable[[PairLine], str | None]) -> dict[str, NDArray[np.bool_]]:
-        """Which pairs have each value of the key; those without one are in none."""
+        """A mask of the pairs for each value of the key; pairs whose key is None are in no group."""
         values = [key(line) for line in self.lines]
         names = dict.fromkeys(value for value in values if value is not None)
         return {name: np.array([value == name for value in values]) for name in names}
@@ -63,7 +64,7 @@ class Evaluation:
 
     @property
     def by_length(self) -> dict[str, NDArray[np.bool_]]:
-        """The pairs whose chosen side is the longer one, and the shorter one: a length meter fails one of them."""
+        """Masks of the pairs whose chosen side is longer, and shorter. A model that scores length does badly on the second."""
         kinds = {"chosen longer": self.length_differences > 0, "chosen shorter": self.length_differences < 0}
         return {name: those for name, those in kinds.items() if those.any()}
 
@@ -72,14 +73,14 @@ class Evaluation:
         return calibration(self.differences)
 
     def row(self, those: NDArray[np.bool_] | None = None) -> dict[str, Any]:
-        """Accuracy of these pairs, and how often the longer side is the chosen one."""
+        """The accuracy on these pairs, and the share of them whose longer side is the chosen one."""
         chosen = those if those is not None else np.ones(len(self.lines), bool)
         longer = self.length_differences > 0
         return {"accuracy": Share.of(self.correct[chosen]), "longer_wins": Share.of(longer[chosen])}
 
     @property
     def tables(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """Rows by rating, by subset and by length, where the pairs have them."""
+        """Rows by rating, by subset and by length; a table without rows is left out."""
         tables = {
             title: {name: self.row(those) for name, those in groups.items()}
             for title, groups in (("rating", self.ratings), ("subset", self.subsets))
@@ -93,7 +94,7 @@ class Evaluation:
 
     @cached_property
     def labelled(self) -> tuple[Floats, NDArray[np.bool_]]:
-        """Scores of distinct responses, and which of these are unsafe.
+        """(scores of the distinct responses, which of them are unsafe).
 
         Where any line says whether its responses are safe, only responses that are so labelled count. Otherwise the rejected
         ones count as unsafe and the chosen ones as safe. A response in several pairs counts once for each label it has.
@@ -107,12 +108,12 @@ class Evaluation:
         return np.array(list(found.values())), np.array([is_unsafe for *_, is_unsafe in found])
 
     def cuts(self, threshold: float) -> list[Cut]:
-        """The sweep, with the threshold that is asked for among it; empty where no response is unsafe."""
+        """The threshold sweep, which includes `threshold`; empty if no response is unsafe."""
         scores, is_unsafe = self.labelled
         return [cut(scores, is_unsafe, each) for each in sorted({*THRESHOLDS, threshold}) if is_unsafe.any()]
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the sweep, as JSON."""
+        """All figures except the sweep, as JSON."""
         bins, ece = self.calibration
         return {
             "count": len(self.lines),
@@ -147,7 +148,7 @@ def column(results: list[Result], name: str) -> Floats:
 
 
 def plain(value: Any) -> Any:
-    """Shares as JSON, at any depth."""
+    """Converts the shares in a nested dict to JSON."""
     if isinstance(value, Share):
         return value.to_dict()
     return {name: plain(each) for name, each in value.items()}

@@ -11,8 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from app.rewards.logistic import sigmoid
+from app.rewards.selection import selects_safety
+from app.rewards.types import Floats
 from app.training.evaluation import Evaluation
-from app.training.statistics import Floats, Share, pearson, sigmoid
+from app.training.statistics import Share, pearson
 
 BLUE, ORANGE, RED, GREY, PALE = "#2563a8", "#d9822b", "#b3353f", "#6b7280", "#c9d6e6"
 SMOOTHED_POINTS = 40
@@ -68,7 +71,7 @@ def points(entries: list[dict[str, float]], name: str) -> tuple[Floats, Floats]:
 
 
 def smoothed(steps: Floats, values: Floats) -> tuple[Floats, Floats]:
-    """Means of as many equal runs of steps as there are points to show."""
+    """Means over equal runs of steps, one per point to draw."""
     parts = np.array_split(np.arange(len(values)), SMOOTHED_POINTS)
     return np.array([steps[part].mean() for part in parts]), np.array([values[part].mean() for part in parts])
 
@@ -94,7 +97,7 @@ def draw_report(evaluation: Evaluation, title: str, threshold: float | None, fil
 
 
 def accuracy_rows(evaluation: Evaluation) -> list[tuple[str, dict[str, Any]] | None]:
-    """A row for all pairs and one for each group; None between two kinds of groups."""
+    """One row for all pairs and one per group; None between two kinds of groups."""
     rows: list[tuple[str, dict[str, Any]] | None] = [("all", evaluation.row())]
     for group in evaluation.tables.values():
         rows += [None, *group.items()]
@@ -130,7 +133,7 @@ def shorten(name: str) -> str:
 
 
 def draw_reliability(axes: Axes, evaluation: Evaluation) -> None:
-    """On the diagonal a model is as often right as it is sure; above it, it could be surer."""
+    """The reliability diagram: on the diagonal the model is perfectly calibrated, above it underconfident."""
     bins, ece = evaluation.calibration
     axes.plot([0.5, 1], [0.5, 1], color=GREY, linewidth=1, linestyle="--", label="as often right as sure")
     axes.plot([each.confidence for each in bins], [each.accuracy for each in bins], color=PALE, linewidth=1.5)
@@ -156,7 +159,7 @@ def draw_reliability(axes: Axes, evaluation: Evaluation) -> None:
 
 
 def draw_lengths(axes: Axes, evaluation: Evaluation) -> None:
-    """A model that prefers what is longer has its dots along a rising line."""
+    """Score difference against length difference; for a model that prefers longer responses the points rise."""
     x, y = evaluation.length_differences, evaluation.differences
     axes.axhline(0, color=GREY, linewidth=0.8)
     axes.axvline(0, color=GREY, linewidth=0.8)
@@ -173,7 +176,7 @@ def draw_lengths(axes: Axes, evaluation: Evaluation) -> None:
 
 
 def draw_differences(axes: Axes, evaluation: Evaluation) -> None:
-    """How far apart the sides are, by rating where pairs have one: a good model is surer of what people were sure of."""
+    """Score differences, by rating if the pairs have ratings; in a good model they grow with the rating."""
     ratings = evaluation.ratings or {"all pairs": np.ones(len(evaluation.lines), bool)}
     parts = [evaluation.differences[those] for those in ratings.values()]
     style = {"color": BLUE, "linewidth": 1.2}
@@ -194,7 +197,7 @@ def draw_differences(axes: Axes, evaluation: Evaluation) -> None:
 
 
 def draw_sweep(axes: Axes, evaluation: Evaluation, threshold: float) -> None:
-    """Precision and recall of a veto at every probability, over the scores of both kinds of responses."""
+    """Precision and recall of the veto at every threshold, above the score histograms of safe and unsafe responses."""
     scores, is_unsafe = evaluation.labelled
     probabilities = sigmoid(scores)
     edges = np.linspace(0, 1, 21).tolist()
@@ -212,7 +215,9 @@ def draw_sweep(axes: Axes, evaluation: Evaluation, threshold: float) -> None:
     axes.set_zorder(behind.get_zorder() + 1)
     axes.patch.set_visible(False)
     grid = np.linspace(0.01, 0.99, 99)
-    vetoed = probabilities < grid[:, None]  # (thresholds, responses)
+    vetoed = np.array(
+        [selects_safety(scores, is_safety=False, threshold=each) for each in grid.tolist()]
+    )  # (thresholds, responses)
     caught = (vetoed & is_unsafe).sum(1)
     with np.errstate(invalid="ignore"):
         axes.plot(grid, caught / vetoed.sum(1), color=ORANGE, linewidth=2, label="precision")

@@ -1,16 +1,15 @@
-"""What a training run is told, and which of it must not change when the run is resumed."""
+"""The options of a training run, and which of them must not change when the run is resumed."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-if TYPE_CHECKING:
-    from app.shaping import MarginScheme  # with torch, which the command line starts without
+from app.rewards.margins import MarginScheme
 
 TooLong = Literal["drop", "error", "prompt", "left", "right"]
 FULL_LEARNING_RATE, LORA_LEARNING_RATE = 1e-5, 1e-4
 FREE_TO_CHANGE = {"base", "data", "out", "resume", "device"}
-"""What a resumed run may have otherwise: where things are. The content of the data is compared."""
+"""Options that a resumed run may change: the locations of files. The content of the data is compared instead."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,7 +17,7 @@ class TrainOptions:
     base: Path
     data: str
     out: Path
-    margin_scheme: "MarginScheme" = "large"
+    margin_scheme: MarginScheme = "large"
     epochs: float = 1.0
     learning_rate: float | None = None
     batch_size: int = 16
@@ -41,5 +40,5 @@ class TrainOptions:
 
     @property
     def fixed(self) -> dict[str, Any]:
-        """What decides the result, as JSON can hold it."""
+        """The options that determine the result, as JSON values."""
         return {name: value for name, value in asdict(self).items() if name not in FREE_TO_CHANGE}

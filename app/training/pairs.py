@@ -1,4 +1,4 @@
-"""A file of preference pairs, as people have them, to the API's own `Pair`. Knows neither models nor tokens.
+"""Reads a file of preference pairs, in the usual formats, into the API's `Pair`. Knows nothing about models and tokens.
 
 A line is what POST /compare takes for a pair, or one of the forms that data sets come in:
 
@@ -20,10 +20,10 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import from_json
 
+from app.api.schemas import Pair
+from app.api.validation_messages import first_error, location_of, reason
 from app.errors import InvalidInputError
-from app.jsonl import read_lines
-from app.schemas import Pair
-from app.wording import first_error, place_of, reason
+from app.files.jsonl import read_lines
 
 FORMS = "give prompt, chosen and rejected, messages, chosen and rejected, or chosen_messages and rejected_messages"
 LABELS = ("chosen_is_safe", "rejected_is_safe")
@@ -33,7 +33,7 @@ Turns = list[Any]
 
 @dataclass(frozen=True, slots=True)
 class PairLine:
-    """A pair and what else its line says: the set it belongs to, and whether its responses are safe."""
+    """A pair and the other facts of its line: its subset, and whether its responses are safe."""
 
     number: int
     pair: Pair
@@ -43,23 +43,23 @@ class PairLine:
 
     @property
     def prompt(self) -> str:
-        """Equal for pairs with the same conversation before the response, whatever form they came in."""
+        """Equal for pairs with the same conversation before the response, in whatever form they were given."""
         if self.pair.chosen_messages is not None:
-            turns = [(turn.role, turn.content) for turn in self.pair.chosen_messages[:-1]]
+            turns: list[list[Any]] = [list(turn.turn().values()) for turn in self.pair.chosen_messages[:-1]]
         else:
-            turns = [("user", self.pair.prompt or "")]
+            turns = [["user", self.pair.prompt or ""]]
         return json.dumps(turns)
 
     @property
     def responses(self) -> tuple[str, str]:
-        """The chosen and the rejected one: of conversations, their last turns."""
+        """(chosen, rejected); for conversations, the last turns."""
         if self.pair.chosen_messages is not None and self.pair.rejected_messages is not None:
-            return self.pair.chosen_messages[-1].content, self.pair.rejected_messages[-1].content
+            return self.pair.chosen_messages[-1].content or "", self.pair.rejected_messages[-1].content or ""
         return self.pair.chosen or "", self.pair.rejected or ""
 
     @property
     def is_same(self) -> bool:
-        """Whether both sides are the same conversation, which no model can tell apart."""
+        """Whether both sides are the same conversation, so no model can rank them."""
         pair = self.pair
         return (pair.chosen, pair.chosen_messages) == (pair.rejected, pair.rejected_messages)
 
@@ -69,7 +69,7 @@ class PairLine:
 
 @dataclass(frozen=True, slots=True)
 class PairFile:
-    """A file's pairs, and how many lines have each field that means nothing here."""
+    """A file's pairs, and for each ignored field the number of lines that have it."""
 
     name: str
     lines: list[PairLine]
@@ -77,13 +77,13 @@ class PairFile:
 
     @property
     def notes(self) -> list[str]:
-        """What was ignored, if anything, in one line."""
+        """One line that names the ignored fields; none if there are none."""
         names = ", ".join(f"{name} ({count} lines)" for name, count in sorted(self.ignored.items()))
         return [f"ignored fields: {names}"] if names else []
 
     @property
     def digest(self) -> str:
-        """Equal for files with equal pairs in equal order."""
+        """A hash that is equal for files with the same pairs in the same order."""
         digest = hashlib.sha256()
         for line in self.lines:
             digest.update(line.to_json() + b"\n")
@@ -91,24 +91,31 @@ class PairFile:
 
 
 def read_pairs(file: str) -> PairFile:
-    """Raises InvalidInputError naming the file and the line; OSError where it cannot be read."""
+    """Raises InvalidInputError that names the file and the line, or OSError if the file cannot be read."""
+    return pairs_of(file, read_lines(file))
+
+
+def pairs_of(file: str, numbered: Iterable[tuple[int, bytes]]) -> PairFile:
+    """The pairs in these lines of JSON; `file` is what errors call them. Raises InvalidInputError that names the line."""
     ignored: Counter[str] = Counter()
     lines = []
-    for number, line in read_lines(file):
+    for number, line in numbered:
         place = f"{file} line {number}"
         fields = from_json(line)
         if not isinstance(fields, dict):
             raise InvalidInputError(f"{place} is no object; {FORMS}")
-        given = {name: value for name, value in fields.items() if value is not None}  # exports fill what is absent
+        given = {
+            name: value for name, value in fields.items() if value is not None
+        }  # exports fill absent fields with null
         unknown = given.keys() - KNOWN
-        refuse_misspelt(place, unknown, given)
+        check_misspelt(place, unknown, given)
         ignored.update(unknown)
         lines.append(pair_line(place, number, given))
     return PairFile(file, lines, ignored)
 
 
-def refuse_misspelt(place: str, unknown: Iterable[str], given: dict[str, Any]) -> None:
-    """What decides the margin must not be ignored for its spelling; other fields that are missed are missed loudly."""
+def check_misspelt(place: str, unknown: Iterable[str], given: dict[str, Any]) -> None:
+    """Rejects misspelt fields that would decide the margin; misspelt required fields fail elsewhere."""
     for name in sorted(unknown):
         meant = get_close_matches(name.lower(), {"rating", "margin"} - given.keys(), 1, 0.8)
         if meant:
@@ -129,12 +136,12 @@ def pair_line(place: str, number: int, given: dict[str, Any]) -> PairLine:
     except ValidationError as error:
         first, more = first_error(error.errors(include_url=False))
         others = f" (and {more} more)" if more else ""
-        raise InvalidInputError(f"{place}: {place_of(first)} {reason(first)}{others}".replace(":  ", ": ")) from None
+        raise InvalidInputError(f"{place}: {location_of(first)} {reason(first)}{others}".replace(":  ", ": ")) from None
     return PairLine(number, pair, subset, **labels)
 
 
 def pair_fields(place: str, given: dict[str, Any]) -> dict[str, Any]:
-    """The line as /compare takes it: strings as they are, everything with turns as whole conversations."""
+    """The line as a pair of /compare: strings unchanged, anything with turns as whole conversations."""
     fields = {name: given[name] for name in Pair.model_fields if name in given}
     if "messages" in given:
         if "prompt" in given:
@@ -153,7 +160,7 @@ def pair_fields(place: str, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def conversation(place: str, prompt: object, side: object) -> Turns:
-    """All turns of one side. An answer follows the prompt; what begins otherwise is whole and repeats the prompt."""
+    """All turns of one side. A response alone is appended to the prompt; a side that starts with another role repeats the prompt already."""
     before = prompt if isinstance(prompt, list) else [] if prompt is None else [{"role": "user", "content": prompt}]
     if not isinstance(side, list):
         return [*before, {"role": "assistant", "content": side}]

@@ -11,7 +11,7 @@ TABLE = f"{{:<{NAME_WIDTH}}} {{:>6}}  {{:>8}}  {{:<16}}  {{:>11}}"
 
 
 def report(evaluation: Evaluation, title: str, margin_scheme: str, threshold: float | None) -> str:
-    """All sections; the sweep where there is a threshold."""
+    """All sections; with the sweep if there is a threshold."""
     lines = [
         title,
         "",

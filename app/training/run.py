@@ -1,7 +1,6 @@
 """A training run: from a base and a file of pairs to a directory that the service serves (see `workspace`)."""
 
 import gc
-import importlib.util
 import json
 import math
 import sys
@@ -13,43 +12,34 @@ import torch
 import transformers
 from tqdm import tqdm
 
-from app.engine.loading import head_of
-from app.engine.placement import pick_device
+from app.checkpoints.building import head_of
+from app.checkpoints.checks import quiet_transformers
+from app.checkpoints.placement import pick_device
+from app.engine.num_threads import thread_limit
 from app.engine.process import prepare_process
-from app.engine.refusals import one_line, quiet_transformers
 from app.engine.tokenization import Tokenization
-from app.errors import InvalidInputError, ModelRefusedError, TrainingError
+from app.errors import InvalidInputError, ModelRefusedError, TrainingError, one_line
+from app.files.output import share
 from app.settings import Settings
 from app.training.base import Base, freeze, load_base, with_lora
 from app.training.encoding import Example, encode, split
 from app.training.evaluation import Evaluation
 from app.training.judge import compare
 from app.training.options import TrainOptions
-from app.training.pairs import PairFile, read_pairs
+from app.training.pairs import PairFile
+from app.training.preflight import check_options
 from app.training.workspace import Workspace
 
-EXTRA = ("trl", "datasets", "accelerate", "peft", "matplotlib")
 WARMUP, LAST_RATE = 0.03, 0.1
 """Llama 2's schedule (section 3.2.2): a warm-up of 3 % of the steps, then a cosine down to a tenth of the learning rate."""
-MAX_LOGGED_STEPS, CHECKPOINTS_A_RUN = 1000, 10
+MAX_LOGGED_STEPS, CHECKPOINTS_PER_RUN = 1000, 10
 
 
-def require_extra() -> None:
-    """Raises TrainingError where what only training needs is not installed."""
-    missing = [name for name in EXTRA if importlib.util.find_spec(name) is None]
-    if missing:
-        raise TrainingError(f"{', '.join(missing)} not installed; pip install 'reward-service[train]'")
-
-
-def train(options: TrainOptions) -> None:
-    """Raises TrainingError, ModelRefusedError or InvalidInputError, each one readable line."""
-    require_extra()
-    if options.lora_alpha is not None and not options.lora_rank:
-        raise TrainingError("--lora-alpha needs --lora-rank")
+def train(options: TrainOptions, checked: tuple[Workspace, PairFile] | None = None) -> None:
+    """Runs the training; `checked` is what `check_options` returned, where it was called before. Raises TrainingError, ModelRefusedError or InvalidInputError, each with a one-line message."""
+    workspace, pairs = checked or check_options(options)
     prepare_process()
-    workspace = Workspace(options.out)
-    workspace.check(resume=options.resume)
-    pairs = read_pairs(options.data)
+    torch.set_num_threads(thread_limit(None).num_threads)
     base = load_base(options.base, options.seed)
     max_length = length_limit(options, base)
     trained, held_out, facts = prepare(options, pairs, base, max_length)
@@ -69,7 +59,7 @@ def train(options: TrainOptions) -> None:
 
 
 def length_limit(options: TrainOptions, base: Base) -> int:
-    """The tokens that a sequence may have: the base's own limit, or what is asked, which cannot be more."""
+    """The maximum tokens per sequence: `--max-length`, which may not exceed the base's limit, or that limit."""
     if options.max_length is not None and options.max_length > base.max_length:
         raise TrainingError(f"--max-length is {options.max_length}, but the base allows {base.max_length} tokens")
     return options.max_length or base.max_length
@@ -78,7 +68,7 @@ def length_limit(options: TrainOptions, base: Base) -> int:
 def prepare(
     options: TrainOptions, pairs: PairFile, base: Base, max_length: int
 ) -> tuple[list[Example], list[Example], dict[str, Any]]:
-    """The examples that train and those held out, and what is to be known about them."""
+    """(training examples, held-out examples, facts for the run's record)."""
     tokenization = Tokenization(base.tokenizer, max_length, base.vocab_size)
     with tqdm(total=len(pairs.lines), unit="pair", desc="tokenizing", disable=None) as bar:
         examples = encode(pairs, tokenization, base.pad_token_id, options.margin_scheme, options.truncation, bar.update)
@@ -102,7 +92,7 @@ def fit(
     from app.training.trainer import PairTrainer
 
     with quiet_transformers(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # the libraries' to each other
+        warnings.simplefilter("ignore", FutureWarning)  # they are between the libraries
         net = trained_part(options, base)
         try:
             trainer = PairTrainer(net, arguments(options, len(trained), workspace), trained, held_out, base.tokenizer)
@@ -115,8 +105,8 @@ def fit(
 
 
 def trained_part(options: TrainOptions, base: Base) -> Any:
-    """The model with what stays as it is frozen, or wrapped in adapters."""
-    transformers.set_seed(options.seed)  # the adapters' draw
+    """The model with its frozen layers, wrapped in adapters if LoRA is on."""
+    transformers.set_seed(options.seed)  # for the adapters' initial weights
     if options.freeze_layers:
         freeze(base.net, options.freeze_layers)
     if options.lora_rank:
@@ -128,8 +118,8 @@ def trained_part(options: TrainOptions, base: Base) -> Any:
 def arguments(options: TrainOptions, num_pairs: int, workspace: Workspace) -> Any:
     from trl import RewardConfig
 
-    steps_an_epoch = math.ceil(math.ceil(num_pairs / options.batch_size) / options.accumulate)
-    num_steps = math.ceil(options.epochs * steps_an_epoch)
+    steps_per_epoch = math.ceil(math.ceil(num_pairs / options.batch_size) / options.accumulate)
+    num_steps = math.ceil(options.epochs * steps_per_epoch)
     device = pick_device(options.device)
     return RewardConfig(
         output_dir=str(workspace.checkpoints),
@@ -140,16 +130,16 @@ def arguments(options: TrainOptions, num_pairs: int, workspace: Workspace) -> An
         warmup_steps=int(WARMUP * num_steps),
         per_device_train_batch_size=options.batch_size,
         gradient_accumulation_steps=options.accumulate,
-        gradient_checkpointing=None,  # the old name of the next
+        gradient_checkpointing=None,  # deprecated name of the next option
         activation_checkpointing=options.gradient_checkpointing,
-        max_length=None,  # what is too long is no longer there
+        max_length=None,  # sequences over the limit have been handled already
         seed=options.seed,
         data_seed=options.seed,
-        save_steps=options.save_steps or math.ceil(num_steps / CHECKPOINTS_A_RUN),
+        save_steps=options.save_steps or math.ceil(num_steps / CHECKPOINTS_PER_RUN),
         save_total_limit=1,
         logging_steps=math.ceil(num_steps / MAX_LOGGED_STEPS),
         report_to="none",
-        disable_tqdm=True,  # `trainer.Progress` has its own bar
+        disable_tqdm=True,  # `callbacks.progress_callback` shows the progress
         use_cpu=device.type == "cpu",
         bf16=device.type == "cuda" and torch.cuda.is_bf16_supported(),
         dataloader_pin_memory=device.type == "cuda",
@@ -157,7 +147,7 @@ def arguments(options: TrainOptions, num_pairs: int, workspace: Workspace) -> An
 
 
 def save(net: Any, base: Base, workspace: Workspace) -> None:
-    """The checkpoint in the base's dtype, its head in float32; with LoRA also the adapter, which the checkpoint has merged."""
+    """Saves the checkpoint in the base's dtype with the head in float32; with LoRA, the adapter merged and also by itself."""
     if net is not base.net:
         net.save_pretrained(workspace.adapter)
         net = net.merge_and_unload()
@@ -166,10 +156,11 @@ def save(net: Any, base: Base, workspace: Workspace) -> None:
     head.float()
     net.save_pretrained(workspace.out)
     base.tokenizer.save_pretrained(workspace.out)
+    share(workspace.out)
 
 
 def write_curve(out: Path, log: list[dict[str, Any]]) -> None:
-    """`loss.json` and `loss.png`."""
+    """Writes `loss.json` and `loss.png`."""
     from app.training.figures import draw_losses
 
     names = ("step", "epoch", "loss", "accuracy", "learning_rate")
@@ -187,7 +178,7 @@ def write_curve(out: Path, log: list[dict[str, Any]]) -> None:
 
 
 def judge(options: TrainOptions, pairs: PairFile, examples: list[Example], max_length: int) -> Evaluation:
-    """How the examples are scored from the saved checkpoint, by the service; so it can be served."""
+    """Evaluates the saved checkpoint with the service, which also shows that it can be served."""
     settings = Settings(safety_model="", helpfulness_model=str(options.out), compat_model=None, max_length=max_length)
     try:
         return compare(
@@ -205,7 +196,7 @@ def judge(options: TrainOptions, pairs: PairFile, examples: list[Example], max_l
 
 
 def result_of(evaluation: Evaluation) -> dict[str, Any]:
-    """Tells how the held-out pairs were scored; the same for the record."""
+    """Prints the result on the held-out pairs, and returns it for the run's record."""
     accuracy = evaluation.accuracy
     tell(
         f"held out, as the service scores it: accuracy {accuracy} of {accuracy.count} pairs, "

@@ -1,34 +1,40 @@
-"""What is said of scored pairs, each figure defined where it is computed. Numbers in, numbers out."""
+"""Statistics of scored pairs: numbers in, numbers out, each defined where it is computed.
+
+Only numpy, so that `reward-service evaluate` needs no extra; the tests compare with scipy.
+"""
 
 import math
-from collections.abc import Sequence as Many
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from app.rewards.logistic import sigmoid
+from app.rewards.selection import selects_safety
+from app.rewards.types import Floats
+
 Z_95 = 1.959963984540054
 """The normal quantile of a two-sided 95 % interval."""
 
 
 def wilson(value: float, count: int) -> tuple[float, float]:
-    """The 95 % score interval of a share of `count`, at least one (Wilson 1927).
+    """The 95 % score interval (low, high) of a share `value` of `count` observations, at least one (Wilson 1927).
 
-    It stays within [0, 1] and says something of 20 of 20 too. It takes the pairs as independent, so where many share a
-    prompt the truth is wider.
+    It stays within [0, 1] and is not empty for 20 of 20 either. It assumes independent pairs; where many pairs share a
+    prompt, the true interval is wider. `value * count` need not be whole, because a tie counts as half a hit in a
+    reliability bin; scipy's `binomtest`, against which the tests compare this, takes whole numbers only.
     """
     z = Z_95
     middle = (value + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * math.sqrt(value * (1 - value) / count + z * z / (4 * count * count))
-    return max(0.0, min(value, middle - half)), min(
-        1.0, max(value, middle + half)
-    )  # rounding aside, it holds the share
+    low, high = min(value, middle - half), max(value, middle + half)  # rounding must not exclude the share itself
+    return max(0.0, low), min(1.0, high)
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """How many there are of `count`, at least one."""
+    """`hits` of `count` observations; `count` is at least 1."""
 
     hits: int
     count: int
@@ -42,7 +48,7 @@ class Share:
         return wilson(self.value, self.count)
 
     @classmethod
-    def of(cls, hits: Many[bool] | NDArray[np.bool_]) -> "Share":
+    def of(cls, hits: Sequence[bool] | NDArray[np.bool_]) -> "Share":
         return cls(int(np.sum(hits)), len(hits))
 
     def to_dict(self) -> dict[str, float | int]:
@@ -56,7 +62,7 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Bin:
-    """Pairs of which the model was about as sure: its mean confidence, and the share of them that it got right."""
+    """Pairs of similar confidence: their mean confidence, and the share of them that the model ranked correctly."""
 
     low: float
     high: float
@@ -75,9 +81,10 @@ NUM_BINS = 10
 def calibration(differences: Floats) -> tuple[list[Bin], float]:
     """The reliability curve of sigmoid(chosen - rejected), and its expected calibration error.
 
-    Which side is called chosen is the label, so the model's confidence is that in the side it prefers, sigmoid(|d|) in [0.5, 1],
-    and it is right where that is the chosen one; a tie is half right. Ten bins of equal width; ECE is the mean over pairs of
-    |accuracy - confidence| of their bin (Guo et al. 2017, arXiv 1706.04599). Bins without pairs are left out.
+    `differences` is chosen - rejected, shape (pairs,). The model prefers the side with the higher score, with the confidence
+    sigmoid(|difference|) in [0.5, 1]; it is correct if that is the chosen side, and a tie counts as half correct. There are ten
+    bins of equal width; ECE is the mean over pairs of |accuracy - confidence| of their bin (Guo et al. 2017, arXiv 1706.04599).
+    Bins without pairs are left out.
     """
     confidence = sigmoid(np.abs(differences))
     right = np.where(differences == 0, 0.5, differences > 0)
@@ -100,7 +107,7 @@ def calibration(differences: Floats) -> tuple[list[Bin], float]:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """What a threshold on the safety probability would veto: those below it, strictly."""
+    """What a threshold on the safety probability vetoes: the responses strictly below it."""
 
     threshold: float
     caught: int
@@ -110,47 +117,49 @@ class Cut:
 
     @property
     def recall(self) -> float:
-        """Of the unsafe responses, the share that is vetoed."""
+        """The share of the unsafe responses that is vetoed."""
         return self.caught / self.num_unsafe
 
     @property
     def precision(self) -> float | None:
-        """Of the vetoed responses, the share that is unsafe; None where nothing is vetoed."""
+        """The share of the vetoed responses that is unsafe; None if nothing is vetoed."""
         num_vetoed = self.caught + self.false_alarms
         return self.caught / num_vetoed if num_vetoed else None
 
     @property
     def false_alarm_rate(self) -> float | None:
-        """Of the safe responses, the share that is vetoed; None where there is no safe one."""
+        """The share of the safe responses that is vetoed; None if no response is safe."""
         return self.false_alarms / self.num_safe if self.num_safe else None
 
 
 def cut(scores: Floats, is_unsafe: NDArray[np.bool_], threshold: float) -> Cut:
-    """In score space, as the service selects: sigmoid(score) < t is score < logit(t). Needs an unsafe response."""
-    vetoed = scores < math.log(threshold / (1 - threshold))
+    """Applies the service's selection rule to responses whose prompts are not marked as safety prompts.
+
+    `scores` are raw, shape (responses,); `threshold` is a probability. At least one response must be unsafe.
+    """
+    vetoed = selects_safety(scores, is_safety=False, threshold=threshold)
     num_unsafe = int(is_unsafe.sum())
     caught = int((vetoed & is_unsafe).sum())
     return Cut(threshold, caught, num_unsafe, int(vetoed.sum()) - caught, len(scores) - num_unsafe)
 
 
 def pearson(x: Floats, y: Floats) -> float | None:
-    """The linear correlation; None where one of them does not vary."""
-    x, y = x - x.mean(), y - y.mean()
-    scale = math.sqrt(float(x @ x) * float(y @ y))
-    return float(x @ y) / scale if scale > 0 else None
+    """Pearson's linear correlation; None if x or y is constant."""
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return None
+    with np.errstate(invalid="ignore", divide="ignore"):  # a variance that underflows to 0
+        correlation = float(np.corrcoef(x, y)[0, 1])
+    return correlation if math.isfinite(correlation) else None
 
 
 def spearman(x: Floats, y: Floats) -> float | None:
-    """The correlation of the ranks, ties sharing their mean rank; None where one of them does not vary."""
+    """Spearman's rank correlation; None if x or y is constant."""
     return pearson(ranks(x), ranks(y))
 
 
 def ranks(values: Floats) -> Floats:
+    """Ranks from 1; equal values share the mean of their ranks."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     mean_rank = last - (counts - 1) / 2
     return np.asarray(mean_rank[inverse], np.float64)
-
-
-def sigmoid(x: Floats) -> Floats:
-    return np.asarray(np.exp(-np.logaddexp(0, -x)), np.float64)

@@ -1,10 +1,10 @@
-"""The directory of a run: what it was asked, what a killed one goes on from, what an ended one leaves.
+"""The directory of a run: its options, its checkpoints to resume from, and its result.
 
 OUT/                        the checkpoint, once the run has ended: config, weights, tokenizer
-OUT/training.json           what was asked, what it was trained on, how it ended
+OUT/training.json           the options, the data, the result
 OUT/loss.json, OUT/loss.png the loss curve
 OUT/adapter/                with LoRA the adapter alone, as peft reads it; the checkpoint has it merged
-OUT/checkpoints/            what a killed run goes on from; gone once the run has ended
+OUT/checkpoints/            checkpoints to resume from; deleted when the run has ended
 """
 
 import json
@@ -16,7 +16,7 @@ from app.errors import TrainingError
 from app.training.options import TrainOptions
 
 STATE_FILE = "trainer_state.json"
-"""The last file that transformers writes of a checkpoint: where it is whole, so are the others."""
+"""The last file that transformers writes of a checkpoint; if it is complete, so are the others."""
 
 
 class Workspace:
@@ -27,7 +27,7 @@ class Workspace:
         self.record_file = out / "training.json"
 
     def check(self, *, resume: bool) -> None:
-        """Raises TrainingError where a new run would overwrite something, or there is nothing to resume."""
+        """Raises TrainingError if a new run would overwrite something, or if there is nothing to resume."""
         if resume:
             if not self.record_file.is_file():
                 raise TrainingError(f"{self.out} holds no run to resume; start one without --resume")
@@ -43,7 +43,7 @@ class Workspace:
         return record
 
     def begin(self, options: TrainOptions, digest: str, facts: dict[str, Any]) -> None:
-        """Writes down what is asked; of a resumed run, raises TrainingError where it is not what was asked at first."""
+        """Records the options; for a resumed run, raises TrainingError if they differ from the recorded ones."""
         asked = options.fixed | {"data": digest}
         if options.resume:
             first = self.record["options"]
@@ -58,17 +58,17 @@ class Workspace:
             self.write_record({"options": asked, "base": str(options.base), "file": options.data, **facts})
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Notes how it ended, last of all, and drops what it would have gone on from."""
+        """Records the result, then deletes the checkpoints."""
         self.write_record(self.record | {"result": result})
         shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     def write_record(self, record: dict[str, Any]) -> None:
         written = self.record_file.with_suffix(".tmp")
         written.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        written.replace(self.record_file)  # never half a record, whenever the process is killed
+        written.replace(self.record_file)  # atomic: a kill never leaves half a record
 
     def last_checkpoint(self) -> str | None:
-        """The newest whole checkpoint; what a kill left unfinished is removed."""
+        """The newest complete checkpoint; deletes incomplete ones."""
         whole = {}
         for place in self.checkpoints.glob("checkpoint-*"):
             try:

@@ -1,9 +1,10 @@
-"""The PPO tab's batch: items as the API takes them, as rows of a table that a person can edit, and as JSONL."""
+"""The PPO tab's batch in three forms: the API's items, the rows of an editable table, and JSONL."""
 
 import json
 from pathlib import Path
 from typing import Any
 
+from app.checkpoints.model_settings import ROLES
 from app.errors import InvalidInputError
 
 FIELDS = ["prompt", "response", "is_safety", "group_id", "policy_logprobs", "reference_logprobs", "other"]
@@ -26,7 +27,7 @@ def example(name: str) -> list[Item]:
 
 
 def items_of_jsonl(text: str) -> list[Item]:
-    """One JSON object a line; raises InvalidInputError naming the line that is none."""
+    """Parses one JSON object per line; raises InvalidInputError that names the invalid line."""
     items = []
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
@@ -44,7 +45,7 @@ def items_of_jsonl(text: str) -> list[Item]:
 
 
 def rows_of(items: list[Item]) -> list[Row]:
-    """A row an item. What has no column of its own stands in the last one, as JSON."""
+    """One row per item. Fields without a column of their own go into the last column, as JSON."""
     rows = []
     for item in items:
         other = {name: value for name, value in item.items() if name not in FIELDS}
@@ -62,7 +63,7 @@ def rows_of(items: list[Item]) -> list[Row]:
 
 
 def items_of_rows(rows: list[Row]) -> list[Item]:
-    """The table as items, blank rows left out; raises InvalidInputError naming the row and column that is wrong."""
+    """The table's rows as items, without blank rows; raises InvalidInputError that names the invalid row and column."""
     items = []
     if any(len(row) != len(FIELDS) for row in rows):
         raise InvalidInputError(
@@ -108,21 +109,18 @@ def json_cell(number: int, column: str, text: str, kind: type) -> Any:
 
 
 def scored(items: list[Item], results: list[dict[str, Any]]) -> list[Item]:
-    """The items again with their scores in place of their inputs, so that no model runs."""
+    """The items with their scores in place of their inputs, so no model has to run."""
     inputs = {"prompt", "response", "messages", "text", "input_ids"}
     return [
         {name: value for name, value in item.items() if name not in inputs}
-        | {
-            f"{model}_score": result[f"{model}_score"]
-            for model in ("safety", "helpfulness")
-            if result[f"{model}_score"] is not None
-        }
+        | {f"{model}_score": result[f"{model}_score"] for model in ROLES if result[f"{model}_score"] is not None}
+        | ({"scores": result["scores"]} if result.get("scores") else {})
         for item, result in zip(items, results, strict=True)
     ]
 
 
 def label(item: Item) -> tuple[str, str]:
-    """What to call an item: its prompt and its response, or what it has in their place."""
+    """A label for an item: its prompt and response, or the fields that it has instead."""
     if "prompt" in item:
         return str(item["prompt"]), str(item.get("response", ""))
     if isinstance(item.get("messages"), list) and len(item["messages"]) > 1:

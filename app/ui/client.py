@@ -1,4 +1,4 @@
-"""The service's HTTP API without a socket: what a page asks is what any client would ask."""
+"""A client of the service's HTTP API that needs no socket; the page sends the same requests as any other client."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from app.errors import RewardServiceError
 
 
 class RefusedError(RewardServiceError):
-    """The service answered with an error: its status, and its one body's code and message."""
+    """The service returned an error: its HTTP status, and the code and message of the body."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(message)
@@ -20,15 +20,15 @@ class RefusedError(RewardServiceError):
 
 
 class Client:
-    """Asks an app in its own process and on its own event loop; proxies of the environment play no part."""
+    """Sends requests to an app in the same process and event loop; ignores the environment's proxy settings."""
 
     def __init__(self, app: ASGIApp, api_key: str | None) -> None:
         headers = [(b"authorization", b"Bearer " + api_key.encode())] if api_key is not None else []
-        transport = httpx.ASGITransport(app)  # which knows no timeouts: the service's deadline is the limit
+        transport = httpx.ASGITransport(app)  # it has no timeouts; the service's deadline applies
         self._http = httpx.AsyncClient(transport=transport, base_url="http://reward-service", headers=headers)
 
     async def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """The answer; raises RefusedError where it is an error."""
+        """The response's JSON; raises RefusedError if it is an error."""
         return answer_of(await self._http.post(path, json=body))
 
     async def get(self, path: str) -> dict[str, Any]:

@@ -1,15 +1,21 @@
 """The Compare tab: two responses and a rating on the curve of the margin ranking loss, L = -log sigmoid(d - m)."""
 
-import math
 from typing import Any
 
 import gradio as gr
+import numpy as np
 
-from app.shaping import MARGINS, MarginScheme
+from app.errors import InvalidInputError
+from app.rewards.margins import MARGINS, MarginScheme
+from app.rewards.ranking import margin_ranking_loss
+from app.rewards.types import Floats
+from app.ui import snippets
 from app.ui.client import Client
-from app.ui.parts import Board, explained
+from app.ui.form import Form
+from app.ui.parts import UIContext, show_errors
 from app.ui.plots import Axis, Chart, Dot, Line, Rule, path
-from app.ui.render import number, render
+from app.ui.render import kind, number, render
+from app.ui.words import Names
 
 RATINGS = {
     "significantly_better": "significantly better",
@@ -23,56 +29,85 @@ EXAMPLE = (
     "tea tea tea tea tea tea",
 )
 NUM_POINTS = 121
+NO_ROOM = 86
+"""A label on the right of a dot needs the rest of the plot's width, in percent."""
 REACH = 1.5
-"""How far the drawn curve goes beyond the pair and the margins."""
+"""How far the curve extends beyond the pair's difference and the margins, in units of the score."""
 
 
-def loss(difference: float, margin: float) -> float:
-    """-log sigmoid(d - m), without overflow: log(1 + exp(m - d))."""
-    x = margin - difference
-    return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
+def losses(differences: Floats, margin: float) -> list[float]:
+    """-log sigmoid(d - m) at each difference d = r_chosen - r_rejected."""
+    found: list[float] = margin_ranking_loss(differences, np.zeros_like(differences), margin).tolist()
+    return found
 
 
-def curve(result: dict[str, Any], scheme: MarginScheme) -> Chart:
+def curve(result: dict[str, Any], scheme: MarginScheme, model: str) -> Chart:
     """The pair on its two curves, without and with its margin, among those of the scheme's other ratings."""
     difference, margin = result["chosen_score"] - result["rejected_score"], result["margin"]
     margins = sorted({0.0, margin, *MARGINS[scheme].values()})
     reach = max(3.0, abs(difference), margin) + REACH
     x = Axis.over([-reach, reach], 6)
-    grid = [x.low + (x.high - x.low) * i / (NUM_POINTS - 1) for i in range(NUM_POINTS)]
-    y = Axis.over([0.0, loss(x.low, margins[-1])])
-    drawn = {m: path(x, y, [(d, loss(d, m)) for d in grid]) for m in margins}
+    grid = np.linspace(x.low, x.high, NUM_POINTS)
+    y = Axis.over([0.0, losses(grid, margins[-1])[0]])
+    drawn = {m: path(x, y, list(zip(grid.tolist(), losses(grid, m), strict=True))) for m in margins}
     lines = [Line(f"margin {m:g}", "other", drawn[m]) for m in margins if m not in {0.0, margin}]
     lines.append(Line("without margin", "plain", drawn[0.0]))
-    dots = [Dot(x.at(difference), y.at(result["loss"]), number(result["loss"]), "plain")]
+    points = [(result["loss"], "plain")]
     if margin:
-        lines.append(Line("with margin", "with", drawn[margin]))
-        dots.append(Dot(x.at(difference), y.at(result["loss_with_margin"]), number(result["loss_with_margin"]), "with"))
-    return Chart(x, y, tuple(lines), moments=(Rule(x.at(difference), "", "start"),), dots=tuple(dots))
+        lines.append(Line("with margin", f"with rw-{kind(model)}", drawn[margin]))
+        points.append((result["loss_with_margin"], f"with rw-{kind(model)}"))
+    return Chart(
+        x, y, tuple(lines), moments=(Rule(x.at(difference), "", "start"),), dots=dots(x, y, difference, points)
+    )
 
 
-async def compare(client: Client, pair: dict[str, Any], model: str, scheme: MarginScheme) -> str:
-    """The result's HTML; raises RefusedError."""
-    answer = await client.post("/compare", {"pairs": [pair], "model": model, "margin_scheme": scheme})
-    result = answer["results"][0]
-    scores = Axis.over([0.0, result["chosen_score"], result["rejected_score"]])
+def dots(x: Axis, y: Axis, difference: float, points: list[tuple[float, str]]) -> tuple[Dot, ...]:
+    """The pair on its curves. The losses may be close together, so the higher has its label on the right, the other on the
+    left; where one side has no room, both are on the other, one above."""
+    at = x.at(difference)
+    right, left = (
+        ("left up", "left") if at > NO_ROOM else ("right", "right down") if at < 100 - NO_ROOM else ("right", "left")
+    )
+    highest = max(loss for loss, _ in points)
+    return tuple(Dot(at, y.at(loss), number(loss), name, right if loss == highest else left) for loss, name in points)
+
+
+def body_of(values: tuple[Any, ...]) -> dict[str, Any]:
+    """The body of POST /compare from the form's values; raises InvalidInputError where a text is missing."""
+    prompt, chosen, rejected, rating, scheme, model = values
+    for name, text in (("prompt", prompt), ("chosen response", chosen), ("rejected response", rejected)):
+        if not text.strip():
+            raise InvalidInputError(f"The {name} is empty; write one.")
+    pair = {"prompt": prompt, "chosen": chosen, "rejected": rejected} | ({"rating": rating} if rating else {})
+    return {"pairs": [pair], "model": model, "margin_scheme": scheme}
+
+
+async def compare(client: Client, body: dict[str, Any], made_from: dict[str, Any]) -> str:
+    """The result's HTML; raises RefusedError if the service returns an error."""
+    answer = await client.post("/compare", body)
+    result, scheme = answer["results"][0], body["margin_scheme"]
     return render(
         "compare.html",
         result=result,
         difference=result["chosen_score"] - result["rejected_score"],
-        model=model,
+        model=body["model"],
         scheme=scheme,
-        rating=RATINGS.get(pair.get("rating", ""), ""),
-        margins=MARGINS[scheme],
-        ratings=RATINGS,
-        scores=scores,
-        chart=curve(result, scheme),
-        usage=answer["usage"],
+        rating=RATINGS.get(body["pairs"][0].get("rating", ""), ""),
+        chart=curve(result, scheme, body["model"]),
+        made_from=made_from,
     )
 
 
-def build(client: Client, board: Board) -> None:
-    """Lays the tab out; to be called inside it."""
+NAMES: Names = [
+    (r"\bpairs\[0\]\.(chosen|rejected)\b", r"the \1 response"),
+    (r"\bpairs\[0\]", "the pair"),
+]
+"""What the form calls the parts of its request."""
+
+
+def build(page: gr.Blocks, opened: gr.Tab, client: Client, context: UIContext) -> None:
+    """Builds the tab's components; call it inside the tab's context."""
+    names = context.model_choices
     with gr.Row(elem_classes="rw-columns"):
         with gr.Column(scale=5, min_width=320):
             prompt = gr.Textbox(label="Prompt", value=EXAMPLE[0], lines=2, max_lines=8, elem_id="compare-prompt")
@@ -92,39 +127,47 @@ def build(client: Client, board: Board) -> None:
             )
             with gr.Row():
                 scheme = gr.Radio(["large", "small"], value="large", label="Margins", elem_id="compare-scheme")
-                model = gr.Radio(["helpfulness", "safety"], value="helpfulness", label="Model", elem_id="compare-model")
+                model = gr.Radio(names, value=names[0], label="Model", elem_id="compare-model")
             go = gr.Button("Compare", variant="primary", elem_id="compare-go")
-            error = gr.HTML(elem_id="compare-error")
         with gr.Column(scale=7, min_width=320):
-            result = gr.HTML(render("empty.html", title="Nothing compared yet", text=EMPTY), elem_id="compare-result")
+            error = gr.HTML(elem_id="compare-error")
+            result = gr.HTML(render("empty.html", title="Comparing", text=EMPTY), elem_id="compare-result")
+    code = gr.HTML(elem_id="compare-code")
     compared = gr.State(value=False)
+    inputs = {
+        "prompt": prompt,
+        "chosen": chosen,
+        "rejected": rejected,
+        "rating": rating,
+        "scheme": scheme,
+        "model": model,
+    }
+    form = Form(page, context, "compare", inputs)
 
-    @explained(error, result)
+    @show_errors(error, result, lambda _: NAMES)
     async def run(*values: Any) -> dict[Any, Any]:
-        asked, better, worse, rated, margins, by = values
-        pair = {"prompt": asked, "chosen": better, "rejected": worse} | ({"rating": rated} if rated else {})
-        return {result: await compare(client, pair, by, margins), compared: True}
+        body = body_of(values)
+        await context.until_loaded()
+        return {result: await compare(client, body, form.made_from(values)), compared: True}
+
+    async def first(has_result: bool, *values: Any) -> dict[Any, Any]:
+        """Compares the pair that the tab begins with, once."""
+        return {compared: True} if has_result else await run(*values)
 
     async def again(has_result: bool, *values: Any) -> dict[Any, Any]:
-        """A choice that changes after a comparison compares anew."""
+        """Repeats the comparison when an option changes after it."""
         return await run(*values) if has_result else {compared: False}
 
-    inputs = [prompt, chosen, rejected, rating, scheme, model]
-    gr.on(
-        [go.click, prompt.submit, chosen.submit, rejected.submit],
-        run,
-        inputs,
-        [error, result, compared],
-        **board.asking(result),
-    )
-    gr.on(
-        [rating.change, scheme.change, model.change],
-        again,
-        [compared, *inputs],
-        [error, result, compared],
-        **board.quiet,
-    )
-    swap.click(None, [chosen, rejected], [chosen, rejected], js="(a, b) => [b, a]", **board.quiet)
+    def as_code(url: str, *values: Any) -> list[snippets.Snippet]:
+        return snippets.request(url, snippets.COMPARE, body_of(values), has_key=context.has_keys)
+
+    outputs, asking = [error, result, compared], context.asking(result)
+    gr.on([go.click, prompt.submit, chosen.submit, rejected.submit], run, form.components, outputs, **asking)
+    opened.select(first, [compared, *form.components], outputs, **asking)
+    gr.on([rating.change, scheme.change, model.change], again, [compared, *form.components], outputs, **context.quiet)
+    swapped = swap.click(None, [chosen, rejected], [chosen, rejected], js="(a, b) => [b, a]", **context.quiet)
+    swapped.then(run, form.components, outputs, **asking)
+    form.follow(code, as_code)
 
 
-EMPTY = "Write two responses to one prompt, say how much better the first is, and press Compare."
+EMPTY = "The example is being compared."

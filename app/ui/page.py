@@ -1,35 +1,35 @@
 """The page as a whole: its head, its tabs, and how it is mounted."""
 
 import json
+from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
 
 import gradio as gr
-from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Mount
 
 from app import __version__
+from app.http.application import Application
 from app.service import Service
 from app.settings import PAGE_PATH
-from app.ui import compare, live, ppo_reward, score
+from app.ui import compare, evaluate, live, ppo_reward, score
+from app.ui.allowlist import RouteAllowlist
 from app.ui.client import Client, RefusedError
-from app.ui.fence import Fence
-from app.ui.parts import Board
+from app.ui.parts import UIContext
 from app.ui.render import render
 from app.ui.theme import ICON, SCRIPT, STYLE, theme
 
-TABS = {"Score": score, "Compare": compare, "PPO reward": ppo_reward}
+TABS = {"Score": score, "Compare": compare, "PPO reward": ppo_reward, "Evaluate": evaluate}
 LIVE = "Live"
 
 
-def mount_page(app: FastAPI, service: Service) -> None:
-    """Adds the page under its path, with all but the routes that it needs shut."""
+def mount_page(app: Application, service: Service) -> None:
+    """Adds the page to the app, and closes the Gradio routes that it does not need."""
     keys = service.settings.api_keys
-    page = build(Client(app, keys[0] if keys else None), Board(service))
+    page = build(Client(app, keys[0] if keys else None), UIContext(service))
     gr.mount_gradio_app(
-        app,
+        app.api,
         page,
         PAGE_PATH,
         footer_links=[],
@@ -44,44 +44,46 @@ def mount_page(app: FastAPI, service: Service) -> None:
         css=STYLE,
         head=f"<script>{SCRIPT}</script>",
     )
-    route = app.router.routes[-1]
-    assert isinstance(route, Mount)
-    route.app = Fence(route.app)
-    app.add_route("/favicon.ico", icon, include_in_schema=False)  # where a browser looks, whatever the page says
+    app.api.add_middleware(RouteAllowlist, path=PAGE_PATH)
+    app.api.add_route(
+        "/favicon.ico", icon, include_in_schema=False
+    )  # browsers request it regardless of the page's own icon
 
 
 async def icon(_: Request) -> Response:
     return Response(ICON, media_type="image/svg+xml", headers={"cache-control": "max-age=86400"})
 
 
-def build(client: Client, board: Board) -> gr.Blocks:
+def build(client: Client, context: UIContext) -> gr.Blocks:
     with gr.Blocks(title="reward-service playground", analytics_enabled=False) as page:
         head = gr.HTML(render("head.html", info=None, message="", version=__version__), elem_id="head")
         with gr.Tabs(elem_id="tabs"):
             tabs = []
             for name, tab in TABS.items():
-                with gr.Tab(name, id=name) as opened:
-                    tab.build(client, board)
+                with gr.Tab(name, id=name, render_children=True) as opened:
+                    tab.build(page, opened, client, context)
                 tabs.append(opened)
             with gr.Tab(LIVE, id=LIVE) as shown:
-                timer = live.build(client, board)
-        # In the browser alone: answers of the server that overtake each other would leave the timer to the tab before.
-        shown.select(js=setting(active=True), outputs=timer, **board.quiet)
+                timer = live.build(page, client, context)
+        # In the browser only: server responses that arrive out of order would leave the timer in the previous tab's state.
+        shown.select(js=setting(active=True), outputs=timer, **context.quiet)
         for other in tabs:
-            other.select(js=setting(active=False), outputs=timer, **board.quiet)
-        page.load(partial(look, client), outputs=head, **board.quiet)
+            other.select(js=setting(active=False), outputs=timer, **context.quiet)
+        page.load(partial(render_status, client, context), outputs=head, **context.quiet)
     page.queue(default_concurrency_limit=None, api_open=False)
     return page
 
 
 def setting(**properties: Any) -> str:
-    """A function in JavaScript for an event whose output is to have these properties."""
+    """A JavaScript function that sets these properties on an event's output."""
     return f"() => ({json.dumps(gr.update(**properties))})"
 
 
-async def look(client: Client) -> str:
-    """The head: which models answer, or why none does."""
+async def render_status(client: Client, context: UIContext) -> AsyncIterator[str]:
+    """The page's header: which models are loaded, or why none is."""
+    yield render("head.html", info=None, message="The models are loading.", version=__version__)
+    await context.until_loaded()
     try:
-        return render("head.html", info=await client.get("/info"), message="", version=__version__)
+        yield render("head.html", info=await client.get("/info"), message="", version=__version__)
     except RefusedError as error:
-        return render("head.html", info=None, message=error.message, version=__version__)
+        yield render("head.html", info=None, message=error.message, version=__version__)

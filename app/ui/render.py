@@ -1,11 +1,14 @@
-"""Templates to HTML. They escape what they are given, so that no text of a user's becomes markup."""
+"""Renders templates to HTML. They escape their arguments, so a user's text cannot become markup."""
 
 import math
+import zlib
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+
+from app.checkpoints.model_settings import ROLES
 
 MINUS = "\N{MINUS SIGN}"
 TIMES = "\N{MULTIPLICATION SIGN}"
@@ -13,7 +16,7 @@ LARGE, SMALL = 1e4, 1e-2
 
 
 def number(value: float, digits: int = 3) -> str:
-    """As people read it: three decimals, fewer digits where it is large, two significant ones where it is tiny."""
+    """A number to read: three decimals; fewer if it is large, two significant digits if it is tiny."""
     if value == 0:
         return "0"
     if not math.isfinite(value):
@@ -28,25 +31,44 @@ def number(value: float, digits: int = 3) -> str:
 
 
 def signed(value: float, digits: int = 3) -> str:
-    """With its sign, plus too."""
+    """A number with its sign, plus included."""
     text = number(value, digits)
     return text if text.startswith(MINUS) or value == 0 else f"+{text}"
 
 
 def exact(value: float, digits: int = 3) -> Markup:
-    """The number to read, with the whole of it for who asks: as tooltip and as machine-readable value."""
+    """A rounded number, with all its digits as a tooltip and as a machine-readable value."""
     return Markup('<data value="{0}" title="{0}">{1}</data>').format(repr(value), number(value, digits))
 
 
 def fixed(value: float, digits: int) -> str:
-    """So many decimals, for columns of numbers; a plain 0 where nothing is left of it."""
+    """A number with this many decimals, for columns; a plain 0 if it rounds to zero."""
     text = f"{value:.{digits}f}"
     return "0" if float(text) == 0 else text.replace("-", MINUS)
 
 
 def count(value: float) -> str:
-    """Whole numbers in groups of three."""
+    """A whole number with its digits in groups of three."""
     return f"{value:,.0f}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+
+
+def duration(seconds: float) -> str:
+    """A time in the unit that it reads best in."""
+    return f"{number(seconds, 2)} s" if seconds >= 1 else f"{number(1000 * seconds, 1)} ms"
+
+
+def ordinal(number: int) -> str:
+    """1st, 2nd, 3rd, 4th, 11th."""
+    suffix = "th" if number % 100 in {11, 12, 13} else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{suffix}"
+
+
+NUM_FURTHER_COLOURS = 4
+
+
+def kind(model: str) -> str:
+    """The suffix of a model's CSS class, which gives it a colour of its own."""
+    return model if model in ROLES else f"further-{zlib.crc32(model.encode()) % NUM_FURTHER_COLOURS}"
 
 
 def environment() -> Environment:
@@ -58,7 +80,16 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     made.policies["json.dumps_kwargs"] = {"sort_keys": False}
-    made.filters |= {"number": number, "signed": signed, "exact": exact, "fixed": fixed, "count": count}
+    made.filters |= {
+        "number": number,
+        "signed": signed,
+        "exact": exact,
+        "fixed": fixed,
+        "count": count,
+        "kind": kind,
+        "ordinal": ordinal,
+        "duration": duration,
+    }
     return made
 
 

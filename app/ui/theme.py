@@ -1,4 +1,4 @@
-"""How the page looks: Gradio's theme with fonts that it brings along, and this page's own style sheet and script."""
+"""The page's look: Gradio's theme with its bundled fonts, and our style sheet and script."""
 
 from pathlib import Path
 
@@ -7,14 +7,14 @@ from gradio.themes.utils.fonts import Font, LocalFont
 
 STATIC = Path(__file__).parent / "static"
 STYLE = (STATIC / "style.css").read_text(encoding="utf-8")
-SCRIPT = (STATIC / "page.js").read_text(encoding="utf-8")
+SCRIPT = "\n".join((STATIC / name).read_text(encoding="utf-8") for name in ("inputs.js", "page.js"))
 ICON = (STATIC / "icon.svg").read_bytes()
 
 
 def theme() -> gr.themes.Base:
     made: gr.themes.Base = gr.themes.Base(
-        primary_hue=gr.themes.colors.indigo,
-        secondary_hue=gr.themes.colors.indigo,
+        primary_hue=gr.themes.colors.slate,
+        secondary_hue=gr.themes.colors.slate,
         neutral_hue=gr.themes.colors.slate,
         font=(LocalFont("IBM Plex Sans", weights=(400, 700)), Font("system-ui"), Font("sans-serif")),
         font_mono=(LocalFont("IBM Plex Mono", weights=(400, 700)), Font("ui-monospace"), Font("monospace")),
@@ -54,11 +54,15 @@ def theme() -> gr.themes.Base:
         button_secondary_border_color="#94a3b8",
         button_secondary_border_color_dark="#64748b",
         button_border_width="1px",
-        button_primary_background_fill="*primary_600",
-        button_primary_background_fill_dark="*primary_600",
-        button_primary_background_fill_hover="*primary_700",
-        button_primary_background_fill_hover_dark="*primary_700",
+        checkbox_background_color_selected="#334155",
+        checkbox_background_color_selected_dark="#94a3b8",
+        button_primary_background_fill="#1e293b",
+        button_primary_background_fill_dark="#e2e8f0",
+        button_primary_background_fill_hover="#334155",
+        button_primary_background_fill_hover_dark="#ffffff",
         button_primary_text_color="white",
-        slider_color="*primary_600",
-        slider_color_dark="*primary_400",
+        button_primary_text_color_dark="#0f172a",
+        color_accent="#334155",
+        slider_color="#475569",
+        slider_color_dark="#94a3b8",
     )

@@ -1,4 +1,4 @@
-"""The words behind token scores: each token's text, and where the response begins. The API gives numbers alone."""
+"""The texts of scored tokens, and where the response begins; the API returns only numbers."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from tokenizers.decoders import DecodeStream
 
 from app.engine.engine import Engine
+from app.engine.inputs import Input, Messages, PromptResponse, Text, Truncation
 from app.engine.reward_model import RewardModel
-from app.engine.tokenization import Input, Messages, PromptResponse, Text, Tokenization, Truncation, num_equal
+from app.engine.tokenization import Tokenization, num_equal
 from app.errors import InvalidInputError
 
 
@@ -15,21 +16,25 @@ from app.errors import InvalidInputError
 class Tokens:
     texts: tuple[str, ...]
     num_prompt: int
-    """Tokens before the response; 0 where the input has no such boundary."""
+    """Number of tokens before the response; 0 if the input has no such boundary."""
+    num_after: int = 0
+    """Number of tokens after it, such as a template's end of turn."""
 
 
 def tokens_of(
     engine: Engine[RewardModel], form: Messages | PromptResponse | Text, truncation: Truncation
 ) -> dict[str, Tokens]:
-    """Each model's tokens of an input that it has just scored."""
+    """Each model's tokens of an input that it has scored."""
     return {name: tokens_by(model.tokenization, Input(form), truncation) for name, model in engine.models.items()}
 
 
 def tokens_by(tokenization: Tokenization, item: Input, truncation: Truncation) -> Tokens:
     token_ids = ids(tokenization, item, truncation)
     empty = without_response(item)
-    prompt = ids(tokenization, empty, truncation) if empty is not None else []
-    return Tokens(tuple(pieces(tokenization, token_ids)), num_equal(zip(token_ids, prompt, strict=False)))
+    around = ids(tokenization, empty, truncation) if empty is not None else []
+    num_prompt = num_equal(zip(token_ids, around, strict=False))
+    after = zip(reversed(token_ids[num_prompt:]), reversed(around[num_prompt:]), strict=False)
+    return Tokens(tuple(pieces(tokenization, token_ids)), num_prompt, num_equal(after) if num_prompt else 0)
 
 
 def ids(tokenization: Tokenization, item: Input, truncation: Truncation) -> list[int]:
@@ -40,7 +45,7 @@ def ids(tokenization: Tokenization, item: Input, truncation: Truncation) -> list
 
 
 def without_response(item: Input) -> Input | None:
-    """The same input with nothing said in its last turn."""
+    """The same input with an empty last turn."""
     match item.form:
         case PromptResponse(prompt, _):
             return replace(item, form=PromptResponse(prompt, ""))
@@ -50,7 +55,7 @@ def without_response(item: Input) -> Input | None:
 
 
 def pieces(tokenization: Tokenization, token_ids: list[int]) -> Iterator[str]:
-    """A text a token; one that ends inside a character is empty, and the next one has it whole."""
+    """One text per token. A token that ends inside a character has an empty text, and the next one has the whole character."""
     backend = getattr(tokenization.tokenizer, "backend_tokenizer", None)
     if backend is None:
         yield from map(str, tokenization.tokenizer.convert_ids_to_tokens(token_ids))

@@ -1,1 +1,1 @@
-"""The servers under test: how each is started, asked and understood, and the two that this package brings."""
+"""The tested servers: how to start each, send it texts and read its responses; two servers are part of this package."""

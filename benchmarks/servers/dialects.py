@@ -1,4 +1,4 @@
-"""What each server is asked for one text and how its answer reads; pure functions of bytes."""
+"""Each server's request body for one text, and the parser of its response; pure functions of bytes."""
 
 import json
 from collections.abc import Callable
@@ -10,7 +10,7 @@ JSON: TypeAlias = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One text's score; None where the server computes none. `num_computed_tokens`: None where it is not told."""
+    """One text's score; None if the server computes none. `num_computed_tokens` is None if the response has no such figure."""
 
     score: float | None
     num_computed_tokens: int | None = None
@@ -18,7 +18,7 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """One text to a request body, an answer's body to a `Reply`; both JSON."""
+    """Turns a text into a JSON request body, and a JSON response body into a `Reply`."""
 
     path: str
     ready_path: str

@@ -1,4 +1,4 @@
-"""A bare FastAPI endpoint that sends its JSON body back: the most that HTTP in this stack allows.
+"""A bare FastAPI endpoint that echoes its JSON body: the upper limit of HTTP in this stack.
 
 `python -m benchmarks.servers.echo --port N`
 """

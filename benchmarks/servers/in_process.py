@@ -1,4 +1,4 @@
-"""The service's engine without HTTP: the same texts at the same concurrency, each submitted as a task of its own.
+"""The service's engine without HTTP: the same texts at the same concurrency, one task per text.
 
 `python -m benchmarks.servers.in_process CHECKPOINT --port N --threads 2`
 
@@ -18,7 +18,7 @@ import uvicorn
 from fastapi import FastAPI
 from pydantic import BaseModel
 
-from app.engine.tokenization import Input, Text
+from app.engine.inputs import Input, Text
 from app.service import Service
 from app.settings import Settings
 from benchmarks.servers.dialects import Reply

@@ -1,4 +1,4 @@
-"""A reward server as trainers ship one: transformers' forward on padded batches in arrival order.
+"""A reward server like those that trainers ship: transformers' forward on padded batches in arrival order.
 
 `python -m benchmarks.servers.padded CHECKPOINT --port N --batch-size 16 --threads 2`
 
@@ -35,7 +35,7 @@ class Rewards(BaseModel):
 
 
 class PaddedScorer:
-    """Scores texts as one padded batch; knows nothing of HTTP."""
+    """Scores texts as one padded batch."""
 
     def __init__(self, checkpoint: Path) -> None:
         self._tokenizer = AutoTokenizer.from_pretrained(checkpoint)
@@ -49,7 +49,7 @@ class PaddedScorer:
 
 
 async def score_in_arrival_order(scorer: PaddedScorer, waiting: asyncio.Queue[Waiting], batch_size: int) -> None:
-    """Take what waits, up to `batch_size` texts, and score it off the event loop; for ever."""
+    """Forever take up to `batch_size` waiting texts and score them off the event loop."""
     # One thread: torch keeps a pool of threads for each thread that calls it, and several pools fight for the cores.
     model_thread = ThreadPoolExecutor(1)
     loop = asyncio.get_running_loop()

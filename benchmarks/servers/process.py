@@ -26,7 +26,7 @@ class ServerError(Exception):
 
 @dataclass(slots=True)
 class ServerProcess:
-    """A running server; made by `running`."""
+    """A running server; `running` makes it."""
 
     name: str
     port: int
@@ -45,7 +45,7 @@ class ServerProcess:
         os.killpg(self._process.pid, signal.SIGCONT)
 
     def resident_bytes(self) -> int:
-        """Sum the resident memory of the group's processes; pages that they share count in each."""
+        """Sum the resident memory of the group's processes; shared pages count once per process."""
         pages = 0
         for directory in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""What can be measured, by name: its command, its environment, and how one pass over texts is run on it."""
+"""The servers that can be measured, by name: command, environment, and how to run one pass over texts."""
 
 import asyncio
 import contextlib
@@ -39,7 +39,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A run and what its answers said, in the texts' order."""
+    """A run and its parsed responses, in the texts' order."""
 
     run: Run
     replies: tuple[Reply, ...]
@@ -133,7 +133,7 @@ _DIALECTS = {"service": SERVICE, "vllm": VLLM, "vllm-default": VLLM, "padded": O
 
 
 def _command(name: str, checkpoint: Path, port: int, options: Options) -> tuple[list[str], dict[str, str]]:
-    """Return a target's command line and what its environment needs on top."""
+    """Return a target's command line and its additional environment variables."""
     environment = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     common = ["--port", str(port)]
     threads = ["--threads", str(options.num_threads)]
@@ -186,7 +186,7 @@ def _vllm_command(checkpoint: Path, common: list[str], options: Options) -> list
 
 
 def _vllm_environment(options: Options) -> dict[str, str]:
-    """Memory for its KV cache is set since the default takes most of the machine's."""
+    """Sets the memory of its KV cache, because the default takes most of the machine's."""
     return {
         "OMP_NUM_THREADS": str(options.num_threads),
         "VLLM_CPU_KVCACHE_SPACE": "2",

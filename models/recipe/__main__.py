@@ -1,22 +1,10 @@
-"""Every step in order: `python -m models.recipe`. Steps are separate commands with files between them.
-
-The language model's answers (`generate`, about 25 minutes on 2 cores) are committed and not sampled again.
-"""
+"""Every step in order: `python -m models.recipe`. Steps are separate commands with files between them."""
 
 import time
 
-from models.recipe import (
-    card,
-    cut,
-    evaluate,
-    helpfulness_pairs,
-    safety_data,
-    safety_pairs,
-    train_helpfulness,
-    train_safety,
-)
+from models.recipe import export, folds, report, trunk
 
-STEPS = (cut, safety_data, safety_pairs, train_safety, helpfulness_pairs, train_helpfulness, evaluate, card)
+STEPS = (trunk, folds, export, report)
 
 
 def main() -> None:

@@ -1,1 +1,1 @@
-"""Reward functions in the shapes that trainers call: `trl`, `verl`, `openrlhf`, `areal`. None imports its trainer."""
+"""Reward functions in the shapes that trainers call, one module per trainer, `plain` for those that call a plain function. None imports its trainer."""

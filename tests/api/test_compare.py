@@ -5,7 +5,7 @@ import httpx
 import pytest
 import torch
 
-from app.shaping import MARGINS, MarginScheme
+from app.rewards.margins import MARGINS, MarginScheme
 from tests.api.asking import TEA, ask
 
 PAIRS: list[dict[str, Any]] = [

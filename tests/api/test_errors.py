@@ -1,9 +1,11 @@
 """Bad input: one error body, the item's place, the value and the remedy; never a stack trace, never a 500."""
 
 import asyncio
+import gzip
 import json
 import math
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from tests.models import make_model
 
 JSON = {"content-type": "application/json"}
 USER, ASSISTANT = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
+CALLING = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
 KNOWN = {"safety_score": 1.0, "helpfulness_score": 2.0}
 PAIR = {"prompt": "p", "chosen": "a", "rejected": "b"}
 LOGPROBS = '{"safety_score": 1, "is_safety": true, "policy_logprobs": [%s}'
@@ -46,8 +49,13 @@ BAD_INPUTS: list[tuple[dict[str, Any], str]] = [
     ({"messages": []}, "items[1].messages"),
     ({"messages": [ASSISTANT, USER]}, "must be the assistant's"),
     ({"messages": [{"role": "assistant"}]}, "items[1].messages[0].content is missing"),
-    ({"messages": [{**ASSISTANT, "name": "n"}]}, "items[1].messages[0].name is unknown"),
+    ({"messages": [{**ASSISTANT, "nmae": "n"}]}, "items[1].messages[0].nmae is unknown"),
     ({"messages": [{"role": "assistant", "content": [{"type": "text", "text": "t"}]}]}, "items[1].messages[0].content"),
+    ({"messages": [{"role": "assistant", "content": None}]}, "items[1].messages[0] has no content"),
+    ({"messages": [CALLING]}, "items[1] has tool_calls, which the checkpoint's chat template does not render"),
+    ({"messages": [{**CALLING, "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]}, "arguments is '{'"),
+    ({"messages": [{**CALLING, "tool_calls": [{"function": {"name": "f", "arguments": "1"}}]}]}, "send an object"),
+    ({"messages": [{**ASSISTANT, "reasoning_content": "Well."}]}, "items[1] has reasoning_content, which"),
     ({"input_ids": []}, "items[1].input_ids"),
     ({"input_ids": [5, 320]}, "token id 320"),
     ({"input_ids": [-1]}, "token id -1"),
@@ -225,6 +233,17 @@ def test_a_penalty_that_overflows_names_the_token_and_the_remedy(client: httpx.C
         {"items": [logprobs(policy_logprobs=[-1.7e308, -1.7e308])] * 2},
         {"items": [logprobs(policy_logprobs=[-1.7e308, -1.0])] * 3},
         {"items": [KNOWN | {"ended": False}] * 2, "missing_eos_penalty": 1.7e308},
+        {"items": [KNOWN] * 2, "combine": {"mode": "weighted", "weights": {"safety": 1e308, "helpfulness": 1e308}}},
+        {
+            "items": [{"safety_score": s, "helpfulness_score": -s} for s in (1.7e308, -1.7e308)],
+            "combine": {"mode": "weighted", "weights": {"safety": 2, "helpfulness": 2}},
+            "whiten": {"mode": "none"},
+        },
+        {"items": [KNOWN, KNOWN | {"safety_score": 1.7e308}], "combine": {"mode": "worst"}},
+        {"items": [KNOWN, KNOWN | {"helpfulness_score": -1.7e308}], "combine": {"mode": "lagrangian", "lambda": 1e308}},
+        {"items": [KNOWN | {"safety_score": 1.7e308}], "combine": {"mode": "worst"}, "whiten": {"singletons": "zero"}},
+        {"items": [logprobs(reference_logprobs=[-1.0, -1.7e308])] * 2, "kl": {"estimator": "pointwise"}},
+        {"items": [logprobs(policy_logprobs=[-1.7e308, -1.0])] * 2, "kl": {"estimator": "low_var_kl"}},
     ],
 )
 def test_no_answer_holds_a_number_that_is_not_finite(client: httpx.Client, body: dict[str, Any]) -> None:
@@ -232,12 +251,23 @@ def test_no_answer_holds_a_number_that_is_not_finite(client: httpx.Client, body:
     if response.status_code == 200:
         results = response.json()
         numbers = [value for result in results["results"] for value in result.values() if isinstance(value, float)]
-        numbers += results["whiten_stats"].values()
+        numbers += [number for stats in stats_in(results["whiten_stats"]) for number in stats.values()]
+        numbers += [
+            number
+            for result in results["results"]
+            for part in result.get("parts", {}).values()
+            for number in part.values()
+        ]
         assert all(math.isfinite(number) for number in numbers)
         assert all(isinstance(result["reward"], float) for result in results["results"])
     else:
         item = response.json()["error"].get("item")
         assert_error(response, 422, "invalid_input", item=item, says="overflows")
+
+
+def stats_in(found: dict[str, Any]) -> list[dict[str, float]]:
+    """The statistics, whether they are one object or a map of such."""
+    return [found] if "count" in found else list(found.values())
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "-1e999", "1" + "0" * 400])
@@ -320,7 +350,6 @@ def test_a_huge_group_name_costs_what_it_weighs(client: httpx.Client) -> None:
         b'{"items": [{"text": "\\udc00 tail"}], "pairs": []}',
         b'{"items": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
         b'{"items": ' + b'{"a":' * 100_000 + b"1" + b"}" * 100_000 + b"}",
-        b"\xef\xbb\xbf{}",
         b'{"items": []}'.decode().encode("utf-16"),
         b'{"items": [{"text": "a\nb"}]}',
     ],
@@ -340,7 +369,50 @@ def test_json_that_is_no_object_is_422(client: httpx.Client, path: str, body: st
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "", "application/jsonp"])
 def test_another_content_type_is_refused_with_the_right_one(client: httpx.Client, path: str, content_type: str) -> None:
     response = client.post(path, content=json.dumps({"items": [TEA]}), headers={"content-type": content_type})
-    assert_error(response, 422, "invalid_input", says="application/json")
+    assert_error(response, 415, "unsupported_media_type", says="application/json")
+
+
+@pytest.mark.parametrize(("encoding", "compress"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
+def test_a_compressed_body_is_read(client: httpx.Client, encoding: str, compress: Callable[[bytes], bytes]) -> None:
+    body = json.dumps({"items": [TEA]}).encode()
+    headers = {"content-type": "application/json", "content-encoding": encoding}
+    answer = client.post("/score", content=compress(body), headers=headers)
+    plain = client.post("/score", json={"items": [TEA]})
+    assert answer.json()["results"] == plain.json()["results"]  # the usage tells what was cached
+    assert_error(
+        client.post("/score", content=compress(body)[:-9], headers=headers), 400, "invalid_json", says="cut off"
+    )
+    assert_error(client.post("/score", content=body, headers=headers), 400, "invalid_json", says="decompressed")
+    two = compress(body) + compress(b" ")
+    assert_error(client.post("/score", content=two, headers=headers), 400, "invalid_json", says="behind its compressed")
+
+
+def test_a_body_that_grows_past_the_limit_when_decompressed_is_413(serve: Serve) -> None:
+    with serve(max_body_mb=1) as small:
+        headers = {"content-type": "application/json", "content-encoding": "gzip"}
+        response = small.post("/score", content=gzip.compress(b" " * 300_000_000), headers=headers)
+        assert_error(response, 413, "body_too_large", says="1 MB")
+
+
+def test_an_encoding_that_is_not_read_is_named(client: httpx.Client) -> None:
+    headers = {"content-type": "application/json", "content-encoding": "br"}
+    assert_error(client.post("/score", content=b"?", headers=headers), 415, "unsupported_media_type", says="'br'")
+
+
+def test_a_byte_order_mark_is_passed_over(client: httpx.Client) -> None:
+    response = post_raw(client, "/score", b"\xef\xbb\xbf" + json.dumps({"items": [TEA]}).encode())
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready"])
+def test_probes_may_ask_for_the_head_alone(client: httpx.Client, path: str) -> None:
+    response = client.head(path)
+    assert (response.status_code, response.content) == (200, b"")
+
+
+@pytest.mark.parametrize("path", ["/score/", "/health/"])
+def test_a_path_with_a_slash_too_many_is_404_and_no_redirect(client: httpx.Client, path: str) -> None:
+    assert_error(client.request("POST", path, json={"items": [TEA]}), 404, "not_found", says=path)
 
 
 def test_a_content_type_may_name_its_charset(client: httpx.Client) -> None:
@@ -394,7 +466,7 @@ def test_too_many_items_are_refused_with_the_limit(client: httpx.Client, path: s
 
 def test_an_unknown_path_is_404(client: httpx.Client) -> None:
     assert_error(client.get("/scores"), 404, "not_found", says="/scores")
-    assert_error(client.post("/", json={}), 404, "not_found")
+    assert_error(client.post("/scores", json={}), 404, "not_found")
 
 
 @pytest.mark.parametrize(

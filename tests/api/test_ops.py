@@ -33,6 +33,8 @@ def test_info_names_the_models_the_limits_and_the_version(client: httpx.Client, 
     assert info["limits"]["max_items"] == 1024
     assert info["limits"]["deadline_seconds"] == 110
     assert (info["safety_threshold"], info["beta"]) == (0.15, 0.01)
+    assert info["cpu_threads"]["limit"] == safety["cpu_thread_counts"][0]
+    assert info["cpu_threads"]["reason"]
 
 
 def test_info_has_the_keys_that_clients_of_text_embeddings_inference_read(client: httpx.Client) -> None:
@@ -58,7 +60,7 @@ def test_info_has_the_keys_that_clients_of_text_embeddings_inference_read(client
 def test_the_docs_page_is_served(client: httpx.Client) -> None:
     page = client.get("/docs")
     assert page.status_code == 200
-    assert "/openapi.json" in page.text
+    assert "openapi.json" in page.text
 
 
 async def get(path: str, *, draining: bool) -> httpx.Response:

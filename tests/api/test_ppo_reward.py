@@ -11,8 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.api.route import LARGE_BODY_BYTES
-from tests.api.asking import LOCK, TEA, ask
+from app.api.bodies import parse
+from app.api.ppo_reward import LARGE_BATCH_TOKENS
+from app.http.dispatch import LARGE_BODY_BYTES, LARGE_BODY_COMMAS
+from tests.api.asking import LOCK, TEA, ask, assert_error
 
 FIELDS = {
     "safety_score",
@@ -63,10 +65,9 @@ def test_scores_of_the_models_are_those_of_score(client: httpx.Client) -> None:
         assert result["helpfulness_score"] == pytest.approx(scored["scores"]["helpfulness"]["score"], abs=1e-5)
         assert result["truncated"] is False
     assert set(answer) == {"results", "whiten_stats", "mean_kl", "usage"}
-    assert answer["usage"] == scores["usage"]
-    assert answer["results"][1]["selected"] == "safety"
-    shaped = column(answer, "shaped_score")
-    assert column(answer, "whitened") == close(whitened_by_hand(shaped))
+    assert answer["usage"]["num_tokens"] == scores["usage"]["num_tokens"]
+    # What was scored before is in the prefix cache.
+    assert answer["usage"]["num_computed_tokens"] >= scores["usage"]["num_computed_tokens"] > 0
 
 
 def test_the_recipes_selections_hold(client: httpx.Client) -> None:
@@ -77,7 +78,7 @@ def test_the_recipes_selections_hold(client: httpx.Client) -> None:
     answer = reward(client, *(known(*pair, is_safety=True) for pair in scores), whiten=NONE)
     assert column(answer, "selected") == ["safety"] * 3
     assert column(answer, "selected_score") == [-2.0, -0.3, 1.3]
-    assert answer["usage"] == {"num_tokens": 0, "num_computed_tokens": 0}
+    assert answer["usage"] == {"num_tokens": 0, "num_computed_tokens": 0, "num_cached_tokens": 0}
 
 
 def test_the_threshold_may_be_given(client: httpx.Client) -> None:
@@ -187,6 +188,9 @@ ESTIMATORS: dict[str, Callable[[float], float]] = {
     "k1": lambda x: x,
     "k2": lambda x: x * x / 2,
     "k3": lambda x: math.exp(-x) - 1 + x,
+    "abs": abs,
+    "mse": lambda x: x * x / 2,
+    "low_var_kl": lambda x: min(10.0, math.exp(-x) - 1 + x),
 }
 
 
@@ -300,6 +304,48 @@ def test_a_large_body_is_answered_as_a_small_one_is(client: httpx.Client) -> Non
     assert large.content == small.content
 
 
+@pytest.mark.parametrize("combine", [{"mode": "llama2"}, {"mode": "lagrangian", "lambda": 2}, {"mode": "worst"}])
+def test_a_batch_of_many_tokens_is_answered_by_the_worker_as_it_is_here(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch, combine: dict[str, Any]
+) -> None:
+    count = LARGE_BATCH_TOKENS // 2
+    item = known(-0.3, 0.7, policy_logprobs=[-1.25] * count, reference_logprobs=[-2.0] * count)
+    items = [item | {"safety_score": float(i), "group_id": i // 2} for i in range(3)]
+    whiten = {"mode": "group", "singletons": "zero"}
+    body = {"items": items, "token_rewards": True, "combine": combine, "whiten": whiten}
+    there = client.post("/ppo-reward", json=body)
+    monkeypatch.setattr("app.api.ppo_reward.LARGE_BATCH_TOKENS", math.inf)
+    assert there.status_code == 200
+    assert there.content == client.post("/ppo-reward", json=body).content
+
+
+def test_a_batch_of_many_tokens_is_refused_by_the_worker_with_its_place(client: httpx.Client) -> None:
+    fine = known(-0.3, 0.7, policy_logprobs=[-1.0] * LARGE_BATCH_TOKENS, reference_logprobs=[-2.0] * LARGE_BATCH_TOKENS)
+    far = known(-0.3, 0.7, policy_logprobs=[-900.0], reference_logprobs=[-1.0])
+    response = client.post("/ppo-reward", json={"items": [fine, far], "kl": {"estimator": "k3"}})
+    assert (response.status_code, response.json()["error"]["item"]) == (422, 1)
+
+
+def test_a_body_of_very_many_items_is_refused_without_blocking_anyone(client: httpx.Client) -> None:
+    """330,000 empty objects fit into 1 MB and take seconds to refuse."""
+    body = b'{"items":[' + b",".join([b"{}"] * LARGE_BODY_COMMAS * 2) + b"]}"
+    service = client.app.state.service  # type: ignore[attr-defined]
+    before = service.worker
+    calls: list[Any] = []
+
+    class Spy:
+        async def run(self, *arguments: Any, **options: Any) -> Any:
+            calls.append(arguments[0])
+            return await before.run(*arguments, **options)
+
+    service.worker = Spy()
+    try:
+        response = client.post("/ppo-reward", content=body, headers={"content-type": "application/json"})
+    finally:
+        service.worker = before
+    assert (response.status_code, response.json()["error"]["item"], calls) == (422, 0, [parse])
+
+
 def test_a_large_body_is_refused_as_a_small_one_is(client: httpx.Client) -> None:
     items = [known(0.1, is_safety=True)] * 3 + [known(0.1, policy_logprobs=["x"])]
     body = json.dumps({"items": items}).encode()
@@ -309,3 +355,173 @@ def test_a_large_body_is_refused_as_a_small_one_is(client: httpx.Client) -> None
     )
     assert (small.status_code, small.json()["error"]["item"]) == (422, 3)
     assert (large.status_code, large.json()) == (small.status_code, small.json())
+
+
+# -- combine ------------------------------------------------------------------------------------------------------------
+
+PAIRS = [(-2.0, 0.5), (0.25, 1.5), (1.0, -1.0), (3.0, 0.75)]
+SAFETY, HELPFULNESS = ([pair[i] for pair in PAIRS] for i in (0, 1))
+WEIGHTS = {"safety": 0.3, "helpfulness": 0.7}
+
+
+def combined(client: httpx.Client, combine: dict[str, Any], **options: Any) -> dict[str, Any]:
+    return reward(client, *(known(*pair) for pair in PAIRS), combine=combine, **options)
+
+
+def contributions(answer: dict[str, Any], model: str) -> list[float]:
+    return [result["parts"][model]["contribution"] for result in answer["results"]]
+
+
+def test_llama2_is_the_default_and_has_no_parts(client: httpx.Client) -> None:
+    answer = combined(client, {"mode": "llama2"})
+    assert answer == reward(client, *(known(*pair) for pair in PAIRS))
+    assert set(answer["results"][0]) == FIELDS
+
+
+def test_the_threshold_may_be_on_the_raw_score(client: httpx.Client) -> None:
+    items = [known(-0.3, 0.7), known(1.3, 0.4), known(0.15, 0.4)]
+    on_score = reward(
+        client, *items, whiten=NONE, combine={"mode": "llama2", "threshold_on": "score"}, safety_threshold=0.15
+    )
+    assert column(on_score, "selected_score") == [-0.3, 0.4, 0.4]
+    far = reward(client, *items, whiten=NONE, combine={"threshold_on": "score"}, safety_threshold=7)
+    assert column(far, "selected") == ["safety"] * 3
+    zero = reward(client, *items, whiten=NONE, combine={"threshold_on": "score"}, safety_threshold=0)
+    assert column(zero, "selected_score") == [-0.3, 0.4, 0.4]
+    assert column(reward(client, *items, whiten=NONE), "selected_score") == [0.7, 0.4, 0.4]
+
+
+def test_a_weighted_sum_is_whitened_as_a_whole(client: httpx.Client) -> None:
+    answer = combined(client, {"mode": "weighted", "weights": WEIGHTS})
+    sums = [0.3 * s + 0.7 * h for s, h in PAIRS]
+    assert column(answer, "shaped_score") == close(sums)
+    assert column(answer, "whitened") == close(whitened_by_hand(sums))
+    assert contributions(answer, "safety") == close([0.3 * s for s in SAFETY])
+    assert contributions(answer, "helpfulness") == close([0.7 * h for h in HELPFULNESS])
+    assert column(answer, "selected") == column(answer, "selected_score") == [None] * 4
+    assert column(answer, "selected_probability") == [None] * 4
+    assert answer["whiten_stats"]["mean"] == close(statistics.fmean(sums))
+
+
+def test_each_models_scores_may_be_whitened_before_they_are_summed(client: httpx.Client) -> None:
+    answer = combined(client, {"mode": "weighted", "weights": WEIGHTS, "whiten_each": True})
+    white = {"safety": whitened_by_hand(SAFETY), "helpfulness": whitened_by_hand(HELPFULNESS)}
+    sums = [0.3 * s + 0.7 * h for s, h in zip(*white.values(), strict=True)]
+    assert column(answer, "whitened") == column(answer, "reward") == close(sums)
+    for model, raw in (("safety", SAFETY), ("helpfulness", HELPFULNESS)):
+        assert [result["parts"][model]["shaped_score"] for result in answer["results"]] == raw
+        assert [result["parts"][model]["whitened"] for result in answer["results"]] == close(white[model])
+        assert contributions(answer, model) == close([WEIGHTS[model] * value for value in white[model]])
+        assert answer["whiten_stats"][model]["mean"] == close(statistics.fmean(raw))
+    assert column(answer, "shaped_score") == [None] * 4
+
+
+def test_the_lagrangian_takes_the_cost_off_the_reward(client: httpx.Client) -> None:
+    answer = combined(client, {"mode": "lagrangian", "lambda": 1.2}, whiten=NONE)
+    expected = [(h - 1.2 * -s) / (1 + 1.2) for s, h in PAIRS]
+    assert column(answer, "reward") == close(expected)
+    assert contributions(answer, "safety") == close([1.2 * s / 2.2 for s in SAFETY])
+    assert column(combined(client, {"mode": "lagrangian", "lambda": 0}, whiten=NONE), "reward") == HELPFULNESS
+
+
+def test_the_worst_of_the_whitened_scores_is_taken(client: httpx.Client) -> None:
+    answer = combined(client, {"mode": "worst"})
+    white = list(zip(whitened_by_hand(SAFETY), whitened_by_hand(HELPFULNESS), strict=True))
+    assert column(answer, "whitened") == close([min(pair) for pair in white])
+    selected = ["safety" if s <= h else "helpfulness" for s, h in white]
+    assert column(answer, "selected") == selected
+    assert column(answer, "selected_score") == [pair[selected[i] == "helpfulness"] for i, pair in enumerate(PAIRS)]
+    assert set(selected) == {"safety", "helpfulness"}
+
+
+def test_the_models_score_for_every_rule(client: httpx.Client) -> None:
+    llama2 = reward(client, TEA, LOCK, whiten=NONE)["results"]
+    answer = reward(client, TEA, LOCK | {"is_safety": True}, whiten=NONE, combine={"mode": "lagrangian", "lambda": 3})
+    expected = [(result["helpfulness_score"] + 3 * result["safety_score"]) / 4 for result in llama2]
+    assert column(answer, "reward") == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("combine", [{"mode": "worst"}, {"mode": "weighted", "weights": WEIGHTS, "whiten_each": True}])
+@pytest.mark.parametrize("mode", ["batch", "group"])
+def test_statistics_by_model_whiten_a_batch_over_two_requests(
+    client: httpx.Client, combine: dict[str, Any], mode: str
+) -> None:
+    items = [known(*pair, group_id=i % 2) for i, pair in enumerate([*PAIRS, *((h, s) for s, h in PAIRS)])]
+    whole = reward(client, *items, combine=combine, whiten={"mode": mode})
+    again = [
+        reward(client, *half, combine=combine, whiten={"mode": mode, "stats": whole["whiten_stats"]})
+        for half in (items[:3], items[3:])
+    ]
+    assert [result["reward"] for part in again for result in part["results"]] == close(column(whole, "reward"))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"combine": {"mode": "average"}}, "combine.mode"),
+        ({"combine": {"mode": "weighted"}}, "combine has no weights"),
+        ({"combine": {"mode": "weighted", "weights": {"safety": 1}}}, "combine.weights.helpfulness is missing"),
+        ({"combine": {"mode": "weighted", "weights": {"safety": -1, "helpfulness": 1}}}, "combine.weights.safety"),
+        ({"combine": {"mode": "weighted", "weights": WEIGHTS, "lambda": 1}}, "combine has lambda"),
+        ({"combine": {"mode": "lagrangian"}}, "combine has no lambda"),
+        ({"combine": {"mode": "lagrangian", "lambda": -1}}, "combine.lambda"),
+        ({"combine": {"mode": "lagrangian", "multiplier": 1}}, "combine.multiplier is unknown"),
+        ({"combine": {"mode": "worst", "whiten_each": True}}, "combine has whiten_each"),
+        ({"combine": {"mode": "worst", "threshold_on": "score"}}, "combine has threshold_on"),
+        ({"combine": {"mode": "worst"}, "safety_threshold": 0.15}, "safety_threshold, which combine mode worst"),
+        ({"combine": {"threshold_on": "score"}}, "no safety_threshold"),
+        ({"safety_threshold": 1.5}, "safety_threshold 1.5"),
+        ({"combine": {"mode": "worst"}, "whiten": {"stats": {"count": 2, "mean": 0.0, "m2": 1.0}}}, "map by model"),
+        ({"whiten": {"stats": {"count": 2.5, "mean": 0.0, "m2": 1.0}}}, "whiten.stats.count is 2.5"),
+        (
+            {"whiten": {"mode": "group", "stats": {"a": {"count": 2.5, "mean": 0.0, "m2": 1.0}}}},
+            "whiten.stats.a.count is 2.5",
+        ),
+        ({"whiten": {"stats": {"count": 2, "mean": 0.0, "m3": 1.0}}}, "whiten.stats.m3 is unknown"),
+        ({"whiten": {"mode": "none", "singletons": "zero"}}, "mode none does not whiten"),
+        ({"whiten": {"singletons": "drop"}}, "whiten.singletons"),
+    ],
+)
+def test_options_that_do_not_fit_together_are_refused(client: httpx.Client, options: dict[str, Any], says: str) -> None:
+    response = client.post("/ppo-reward", json={"items": [known(1.0, 2.0)] * 2, **options})
+    assert_error(response, 422, "invalid_input", says=says)
+
+
+def test_a_rule_that_needs_both_scores_names_the_item_that_has_one(client: httpx.Client) -> None:
+    body = {"items": [known(1.0, 2.0), known(1.0, is_safety=True)], "combine": {"mode": "worst"}}
+    assert_error(client.post("/ppo-reward", json=body), 422, "invalid_input", item=1, says="both scores")
+
+
+# -- groups -------------------------------------------------------------------------------------------------------------
+
+
+def test_groups_whose_names_would_be_one_key_are_refused(client: httpx.Client) -> None:
+    items = [known(float(i), is_safety=True, group_id=group) for i, group in enumerate([1, 1, "1", "1"])]
+    response = client.post("/ppo-reward", json={"items": items, "whiten": {"mode": "group"}})
+    assert_error(response, 422, "invalid_input", item=2, says="items[2].group_id is '1' and items[0].group_id is 1")
+    assert len(reward(client, *items)["results"]) == 4  # elsewhere nothing depends on the group
+
+
+def test_a_group_of_one_may_be_whitened_to_zero(client: httpx.Client) -> None:
+    items = [known(x, is_safety=True, group_id=group) for x, group in ((1.0, "a"), (5.0, "lonely"), (3.0, "a"))]
+    answer = reward(client, *items, whiten={"mode": "group", "singletons": "zero"})
+    assert column(answer, "singleton") == [False, True, False]
+    assert column(answer, "whitened") == close([-1 / math.sqrt(2 + 1e-8), 0.0, 1 / math.sqrt(2 + 1e-8)])
+    assert column(answer, "whitened")[1] == 0.0
+    assert answer["whiten_stats"]["lonely"] == {"count": 1, "mean": 5.0, "m2": 0.0}
+    with_mean = reward(client, *items, whiten={"mode": "group", "singletons": "zero", "shift_mean": False})
+    assert column(with_mean, "whitened")[1] == 5.0
+    (alone,) = reward(client, items[0], whiten={"singletons": "zero"})["results"]
+    assert (alone["whitened"], alone["singleton"]) == (0.0, True)
+
+
+@pytest.mark.parametrize("combine", [{"mode": "worst"}, {"mode": "weighted", "weights": WEIGHTS, "whiten_each": True}])
+def test_a_group_of_one_is_zero_for_every_model(client: httpx.Client, combine: dict[str, Any]) -> None:
+    (alone,) = reward(client, known(2.0, -1.0), combine=combine, whiten={"singletons": "zero"})["results"]
+    assert (alone["whitened"], alone["singleton"]) == (0.0, True)
+
+
+def test_a_constant_group_is_exactly_zero(client: httpx.Client) -> None:
+    answer = reward(client, *[known(0.1, is_safety=True)] * 7)
+    assert column(answer, "whitened") == [0.0] * 7
+    assert answer["whiten_stats"] == {"count": 7, "mean": 0.1, "m2": 0.0}

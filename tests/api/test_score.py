@@ -38,7 +38,7 @@ def test_every_input_form_gets_the_score_of_transformers_own_forward(
 ) -> None:
     directory = {"safety": safety_dir, "helpfulness": helpfulness_dir}[name]
     tokenizer = AutoTokenizer.from_pretrained(directory)
-    templated: Any = tokenizer.apply_chat_template(TURNS, tokenize=True, return_dict=False)
+    templated: Any = tokenizer(tokenizer.apply_chat_template(TURNS, tokenize=False))["input_ids"]
     text: Any = tokenizer(PROMPT)["input_ids"]
     items: list[dict[str, Any]] = [
         {"prompt": PROMPT, "response": RESPONSE},
@@ -59,7 +59,7 @@ def test_every_input_form_gets_the_score_of_transformers_own_forward(
 def test_the_answer_has_these_fields_and_no_others(client: httpx.Client) -> None:
     answer = score(client, TEA)
     assert set(answer) == {"results", "usage"}
-    assert set(answer["usage"]) == {"num_tokens", "num_computed_tokens"}
+    assert set(answer["usage"]) == {"num_tokens", "num_computed_tokens", "num_cached_tokens"}
     assert list(answer["results"][0]) == ["scores"]
     assert list(answer["results"][0]["scores"]) == ["safety", "helpfulness"]
     for entry in answer["results"][0]["scores"].values():
@@ -98,7 +98,11 @@ def test_one_model_may_be_asked_alone_and_twice_is_once(client: httpx.Client) ->
 def test_usage_counts_a_shared_prefix_once_a_model(client: httpx.Client) -> None:
     ids = list(range(10, 60))
     answer = score(client, {"input_ids": [*ids, 7]}, {"input_ids": [*ids, 8, 9]}, {"input_ids": [*ids, 7]})
-    assert answer["usage"] == {"num_tokens": 2 * (51 + 52 + 51), "num_computed_tokens": 2 * (51 + 2)}
+    assert answer["usage"] == {
+        "num_tokens": 2 * (51 + 52 + 51),
+        "num_computed_tokens": 2 * (51 + 2),
+        "num_cached_tokens": 0,
+    }
 
 
 def test_token_scores_are_the_scores_of_every_prefix(client: httpx.Client) -> None:
@@ -185,3 +189,14 @@ def test_a_bfloat16_trunk_scores_close_to_the_oracle(serve: Serve, safety_dir: P
         assert client.get("/info").json()["model_dtype"] == "bfloat16"
         entry = score(client, {"input_ids": ids})["results"][0]["scores"]["safety"]
     assert entry["score"] == pytest.approx(oracle(safety_dir, ids), rel=0.05, abs=0.1)
+
+
+def test_a_second_response_to_a_prompt_costs_its_own_tokens_alone(client: httpx.Client) -> None:
+    prompt = "A prompt that no other test has, long enough to be kept between two requests. " * 5
+    first, second = (
+        ask(client, "/score", {"items": [{"prompt": prompt, "response": response}]})["usage"]
+        for response in ("One answer.", "Quite another one.")
+    )
+    assert (first["num_computed_tokens"], first["num_cached_tokens"]) == (first["num_tokens"], 0)
+    assert second["num_cached_tokens"] > 0.7 * second["num_tokens"]
+    assert second["num_computed_tokens"] == second["num_tokens"] - second["num_cached_tokens"]

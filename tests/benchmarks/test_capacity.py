@@ -46,7 +46,7 @@ def test_each_bound_is_a_rate_over_what_an_item_takes_of_it() -> None:
     assert bounds["arithmetic"] == pytest.approx(1e6 * 0.5 / item_flops(SHAPE, GROUP))
     assert (bounds["event loop"], bounds["tokenization"]) == (10, 20)
     assert items_per_second(ENGINE, [SHAPE] * 2, GROUP)["arithmetic"] == pytest.approx(bounds["arithmetic"] / 2)
-    assert items_per_second(ENGINE, [SHAPE], replace(GROUP, items_a_request=3))["event loop"] == 30
+    assert items_per_second(ENGINE, [SHAPE], replace(GROUP, items_per_request=3))["event loop"] == 30
 
 
 def test_sharing_less_costs_more() -> None:

@@ -21,7 +21,7 @@ def test_no_values_have_no_percentile() -> None:
 
 @pytest.mark.parametrize("percent", [-1, 101])
 def test_a_percentile_is_from_0_to_100(percent: float) -> None:
-    with pytest.raises(ValueError, match="from 0 to 100"):
+    with pytest.raises(ValueError, match="range"):
         percentile([1.0], percent)
 
 

@@ -75,10 +75,10 @@ def test_the_json_holds_every_sample_and_survives_a_round_trip() -> None:
 def test_a_table_aligns_names_left_and_figures_right() -> None:
     table = format_table(("workload", "server", "req/s"), [("distinct", "vllm", "2.4"), ("groups", "service", "10.0")])
     assert table.splitlines() == [
-        "| workload | server  | req/s |",
-        "| -------- | ------- | ----: |",
-        "| distinct | vllm    |   2.4 |",
-        "| groups   | service |  10.0 |",
+        "| workload   | server   |   req/s |",
+        "|:-----------|:---------|--------:|",
+        "| distinct   | vllm     |     2.4 |",
+        "| groups     | service  |    10.0 |",
     ]
 
 

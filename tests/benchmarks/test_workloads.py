@@ -61,6 +61,21 @@ def test_sharing_saves_most_in_groups_some_in_pairs_and_almost_nothing_in_distin
     assert 0.55 < saved["groups"] < 0.75
 
 
+def test_trickle_never_has_two_responses_of_one_prompt_in_flight() -> None:
+    workload = build_workload("trickle", WORDS, 0)
+    prompts = [text.split(ASSISTANT_START)[0] for text in workload.texts]
+    assert all(prompts.count(prompt) == 12 for prompt in set(prompts))
+    for start in range(len(prompts)):
+        in_flight = prompts[start : start + 2 * workload.concurrency]
+        assert len(set(in_flight)) == len(in_flight)
+
+
+def test_each_text_of_turns_continues_the_one_of_the_turn_before() -> None:
+    texts = build_workload("turns", WORDS, 0).texts
+    assert len(texts) == 64
+    assert all(texts[i].startswith(texts[i - 8]) for i in range(8, 64))
+
+
 def test_words_are_the_plain_lower_case_tokens_in_the_order_of_their_ids() -> None:
     vocabulary = {"\u0120the": 9, "\u0120of": 4, "the": 1, "\u0120The": 2, "\u0120a": 3, "\u0120x1": 5, "<|im_end|>": 6}
     assert tokenizer_words(vocabulary) == ["of", "the"]

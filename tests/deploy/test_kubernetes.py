@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from app.metrics import Metrics
+from app.observability.metrics import Metrics
 from app.service import Service
 from app.settings import Settings
 
@@ -50,7 +50,8 @@ def test_nothing_of_the_pod_is_root_or_written_to_but_tmp() -> None:
     assert [mount["mountPath"] for mount in CONTAINER["volumeMounts"]] == ["/tmp"]  # noqa: S108 - the image's only one
 
 
-def test_the_service_knows_every_setting_of_the_pod_and_the_port_is_its_own() -> None:
+def test_the_service_knows_every_setting_of_the_pod_and_the_port_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 4)  # a node that has what the pod requests
     values = {name.removeprefix("REWARD_").lower(): value for name, value in ENVIRONMENT.items()}
     assert values.keys() <= Settings.model_fields.keys()
     settings = Settings(_env_file=None, **{name: value for name, value in values.items() if value is not None})

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from app.engine.loading import load_checkpoint
+from app.checkpoints.loading import load_checkpoint
 from app.engine.reward_model import RewardModel
-from app.engine.self_test import choose_path
-from app.engine.sequence import Sequence
+from app.engine.self_test import select_plan
+from app.engine.sequence import TokenSequence
 from tests.models import VOCAB_SIZE, make_model
 
 FIRST_ORDINARY = 5
@@ -26,7 +26,7 @@ def load_from(directory: Path, *, dtype: str = "float32", max_batch_tokens: int 
         load_checkpoint(str(directory), device="cpu", dtype=dtype),
         max_batch_tokens=max_batch_tokens,
     )
-    choose_path(model)
+    select_plan(model)
     return model
 
 
@@ -35,7 +35,7 @@ def token_ids(rng: np.random.Generator, n: int) -> list[int]:
 
 
 @st.composite
-def forests(draw: st.DrawFn, max_sequences: int = 12, max_length: int = 300) -> list[Sequence]:
+def forests(draw: st.DrawFn, max_sequences: int = 12, max_length: int = 300) -> list[TokenSequence]:
     """Trees deep and wide: each sequence forks off an earlier one at any place, or starts anew; prefixes and equals too."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     lists: list[list[int]] = []
@@ -45,4 +45,4 @@ def forests(draw: st.DrawFn, max_sequences: int = 12, max_length: int = 300) -> 
         kept = draw(st.integers(0, len(parent)))
         tail = draw(st.integers(0 if kept else 1, max_length - kept))
         lists.append(parent[:kept] + token_ids(rng, tail))
-    return [Sequence.of(ids) for ids in lists]
+    return [TokenSequence.of(ids) for ids in lists]

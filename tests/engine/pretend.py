@@ -17,11 +17,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-from app.engine import placement
-from app.engine.loading import load_checkpoint
+from app.checkpoints import placement
+from app.checkpoints.loading import load_checkpoint
+from app.engine.batch import Batch
 from app.engine.reward_model import RewardModel
-from app.engine.self_test import choose_path
-from app.engine.sequence import Sequence
+from app.engine.self_test import select_plan
+from app.engine.sequence import TokenSequence
 
 aten = torch.ops.aten
 CPU = torch.device("cpu")
@@ -111,14 +112,14 @@ def main(directory: str, room: int) -> None:
     torch.inference_mode = torch.no_grad  # type: ignore[misc, assignment]  # wrappers have no versions to leave out
     placement.free_memory = lambda first: {0: room, 1: room, "cpu": 0}  # noqa: ARG005 - as it is called
     plain = load_checkpoint(directory, device="cpu")
-    sequences = [Sequence.of(ids) for ids in TREE]
-    expected = [RewardModel("safety", plain, max_batch_tokens=2048).oracle(sequence) for sequence in sequences]
+    sequences = [TokenSequence.of(ids) for ids in TREE]
+    expected = [RewardModel("safety", plain, max_batch_tokens=2048).reference_score(sequence) for sequence in sequences]
     with Devices(), Literals():  # type: ignore[no-untyped-call]
         model = RewardModel("safety", load_checkpoint(directory, device="split"), max_batch_tokens=2048)
-        choose_path(model)
-        scores = [[scored.score for scored in model.score(sequences)] for _ in range(2)]
+        select_plan(model)
+        scores = [[scored.score for scored in model.score(Batch.of(sequences))] for _ in range(2)]
         homes = {name: str(weight.device) for name, weight in model.net.named_parameters()}
-    found = {"path": model.facts.path, "reason": model.facts.reason, "devices": model.devices, "homes": homes}
+    found = {"path": model.plan.path, "reason": model.plan.reason, "devices": model.devices, "homes": homes}
     print(json.dumps(found | {"device": str(model.device), "scores": scores, "expected": expected}))  # noqa: T201
 
 

@@ -2,13 +2,14 @@
 
 import asyncio
 import threading
-from collections.abc import Sequence as Many
 
 import torch
 
+from app.engine.batch import Batch
 from app.engine.engine import Engine
-from app.engine.sequence import Scored, Sequence
-from app.engine.tokenization import Input, Text, TokenIds, Tokenization
+from app.engine.inputs import Input, Text, TokenIds
+from app.engine.sequence import Scored, TokenSequence
+from app.engine.tokenization import Tokenization
 from app.service import load_models
 from app.settings import Settings
 from tests.models import VOCAB_SIZE, make_tokenizer
@@ -26,10 +27,19 @@ class MeetingModel:
         self.name, self.device, self.barrier, self.tokenization = name, torch.device(device), barrier, tokenization
         self.threads: set[int] = set()
 
-    def score(self, sequences: Many[Sequence], token_scores: Many[bool]) -> list[Scored]:  # noqa: ARG002 - the protocol's
+    def find_fault(self, sequence: TokenSequence) -> str | None:  # noqa: ARG002 - the protocol's
+        return None
+
+    def num_cached_tokens(self, sequence: TokenSequence, *, token_scores: bool) -> int:  # noqa: ARG002 - the protocol's
+        return 0
+
+    def shrink_cache(self) -> bool:
+        return False
+
+    def score(self, batch: Batch) -> list[Scored]:
         self.threads.add(threading.get_ident())
         self.barrier.wait(SECONDS)
-        return [Scored(float(sequence.num_tokens)) for sequence in sequences]
+        return [Scored(float(sequence.num_tokens)) for sequence in batch.sequences]
 
 
 def test_two_devices_score_one_request_at_the_same_time() -> None:
@@ -47,7 +57,7 @@ def test_two_devices_score_one_request_at_the_same_time() -> None:
         try:
             scores = await engine.score([Input(TokenIds([5, 6, 7]))], deadline_seconds=SECONDS)
         finally:
-            engine.refuse_all()
+            engine.reject_all()
             await asyncio.to_thread(engine.close)
         return [item.score for item in scores.items[0].values()]
 
@@ -69,7 +79,7 @@ def test_real_models_on_two_devices_give_the_scores_they_give_on_one(
         try:
             result = await engine.score(inputs, deadline_seconds=SECONDS)
         finally:
-            engine.refuse_all()
+            engine.reject_all()
             await asyncio.to_thread(engine.close)
         return len(engine.devices), [{name: each.score for name, each in item.items()} for item in result.items]
 

@@ -5,7 +5,6 @@ import math
 import threading
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
-from collections.abc import Sequence as Many
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
@@ -14,10 +13,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.engine.engine import Engine, Scores
+from app.engine.batch import Batch
+from app.engine.engine import Engine
+from app.engine.inputs import Input, TokenIds
+from app.engine.requests import Scores
 from app.engine.scheduler import Scheduler
-from app.engine.sequence import Scored, Sequence
-from app.engine.tokenization import Input, TokenIds, Tokenization
+from app.engine.sequence import Scored, TokenSequence
+from app.engine.tokenization import Tokenization
 from app.errors import (
     DeadlineExceededError,
     InferenceFailedError,
@@ -50,7 +52,17 @@ class FakeModel:
         self.go = threading.Event()
         self.go.set()
 
-    def score(self, sequences: Many[Sequence], token_scores: Many[bool]) -> list[Scored]:  # noqa: ARG002
+    def find_fault(self, sequence: TokenSequence) -> str | None:  # noqa: ARG002 - the protocol's
+        return None
+
+    def num_cached_tokens(self, sequence: TokenSequence, *, token_scores: bool) -> int:  # noqa: ARG002 - the protocol's
+        return 0
+
+    def shrink_cache(self) -> bool:
+        return False
+
+    def score(self, batch: Batch) -> list[Scored]:
+        sequences = batch.sequences
         self.entered.set()
         self.go.wait()
         tokens = {int(i) for sequence in sequences for i in sequence.token_ids}
@@ -61,7 +73,10 @@ class FakeModel:
         if len(sequences) > self.fits:
             raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
         self.batches.append(len(sequences))
-        return [Scored(math.nan if NAN in s.token_ids else float(s.token_ids.sum())) for s in sequences]
+        return [
+            Scored(math.nan if NAN in s.token_ids else float(s.token_ids.sum()), None, num_new_tokens)
+            for s, num_new_tokens in zip(sequences, batch.num_new_tokens, strict=True)
+        ]
 
 
 def ids(*token_ids: int, item: int = 0) -> Input:
@@ -85,7 +100,7 @@ def with_engine(
         finally:
             for model in named.values():
                 model.go.set()
-            engine.refuse_all()
+            engine.reject_all()
             await asyncio.to_thread(engine.close)
 
     return asyncio.run(run())
@@ -165,11 +180,11 @@ def test_what_a_failed_forward_held_is_free_before_the_halves_are_tried() -> Non
     held: list[weakref.ref[torch.Tensor]] = []
 
     class Hungry(FakeModel):
-        def score(self, sequences: Many[Sequence], token_scores: Many[bool]) -> list[Scored]:
+        def score(self, batch: Batch) -> list[Scored]:
             assert all(tensor() is None for tensor in held)
             working_memory = torch.zeros(1)
             held.append(weakref.ref(working_memory))
-            return super().score(sequences, token_scores)
+            return super().score(batch)
 
     answer = with_engine(lambda engine: engine.score([ids(i) for i in range(10, 30)]), Hungry(fits=3))
     assert scores_of(answer) == list(range(10, 30))
@@ -242,6 +257,32 @@ def test_a_cancelled_request_costs_no_tokens() -> None:
     assert model.batches == [1, 1]
 
 
+@pytest.mark.parametrize("leave", ["cancelled", "deadline"])
+def test_whoever_leaves_makes_room_for_others_while_the_model_is_busy(leave: str) -> None:
+    model = FakeModel()
+    deadline = 0.05 if leave == "deadline" else None
+
+    async def use(engine: Engine[FakeModel]) -> list[Scores | BaseException]:
+        async with held_up(engine, model) as queue:
+            leaving = [
+                asyncio.create_task(engine.score([ids(*range(10 * i, 10 * i + 10))], deadline_seconds=deadline))
+                for i in range(7)
+            ]
+            if leave == "cancelled":
+                await until(lambda: queue.num_jobs == 7)
+                for task in leaving:
+                    task.cancel()
+            await settle(*leaving)
+            await until(lambda: queue.num_jobs == queue.num_tokens == queue.num_waiting_requests == 0)
+            staying = [asyncio.create_task(engine.score([ids(i)])) for i in range(7)]
+            await until(lambda: queue.num_jobs == 7)
+        return await settle(*staying)
+
+    answers = with_engine(use, model, max_queue_tokens=20, max_waiting=7)
+    assert [scores_of(answer)[0] for answer in answers] == [0, 1, 2, 3, 4, 5, 6]
+    assert sum(model.batches) == 8
+
+
 def test_requests_wait_for_room_and_only_too_many_of_them_are_refused() -> None:
     model = FakeModel()
 
@@ -271,7 +312,7 @@ def test_closing_answers_whoever_still_waits() -> None:
         async with held_up(engine, model) as queue:
             tasks = [asyncio.create_task(engine.score([ids(i)])) for i in range(5)]
             await until(lambda: queue.num_queued_tokens == 5)
-            engine.refuse_all()
+            engine.reject_all()
             answers = await settle(*tasks)
         with pytest.raises(ShuttingDownError):
             await engine.score([ids(1)])
@@ -317,9 +358,26 @@ def test_no_future_is_ever_left_hanging(data: st.DataObject) -> None:
             if fate == "cancel":
                 tasks[-1].cancel()
         if closes:
-            engine.refuse_all()
+            engine.reject_all()
         return await asyncio.wait_for(settle(*tasks), 20)
 
     answers = with_engine(use, FakeModel(max_batch_tokens=3), max_queue_tokens=4)
     assert len(answers) == len(plans)
     assert all(isinstance(a, Scores | RequestError | asyncio.CancelledError) for a in answers)
+
+
+def test_out_of_memory_empties_the_prefix_cache_once_and_then_splits_the_batch() -> None:
+    done: list[str] = []
+
+    class Cached(FakeModel):
+        def shrink_cache(self) -> bool:
+            done.append("shrink")
+            return True
+
+        def score(self, batch: Batch) -> list[Scored]:
+            done.append(f"score {len(batch)}")
+            return super().score(batch)
+
+    answer = with_engine(lambda engine: engine.score([ids(i) for i in range(10, 14)]), Cached(fits=2))
+    assert scores_of(answer) == list(range(10, 14))
+    assert done == ["score 4", "shrink", "score 4", "score 2", "score 2"]

@@ -5,8 +5,9 @@ import asyncio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.engine.engine import Engine, Scores
+from app.engine.engine import Engine
 from app.engine.events import BatchScored, RequestEnded
+from app.engine.requests import Scores
 from tests.engine.test_engine import FAIL, NAN, FakeModel, held_up, ids, scores_of, settle, with_engine
 
 

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
+from torch import Tensor
 
-from app.engine.attention import IMPLEMENTATION, PackedRow
-from app.engine.prefix_tree import PrefixTree
-from app.engine.reward_model import RewardModel
-from app.engine.self_test import choose_path
-from app.engine.sequence import Sequence
+from app.engine.attention import cpu
+from app.engine.attention.cuda import FlexBackend
+from app.engine.batch import Batch
+from app.engine.reward_model import BACKENDS, ExecutionPlan, RewardModel
+from app.engine.self_test import select_plan
+from app.engine.sequence import TokenSequence
 from tests.engine.loaded import forests, load, token_ids
 from tests.models import FAMILIES, GATED, SMALL, VOCAB_SIZE
 
@@ -57,16 +59,16 @@ def test_a_model_that_cannot_be_packed_falls_back_and_keeps_the_oracles_scores(
     config, path = ODD[name]
     monkeypatch.setitem(FAMILIES, name, config)
     model = load(tmp_path, name)
-    assert model.facts.path == path, model.facts.reason
-    assert not model.facts.batch_invariant
+    assert model.plan.path == path, model.plan.reason
+    assert not model.plan.batch_invariant
     rng = np.random.default_rng(6)
     trunk = token_ids(rng, 50)
     longest = min(model.tokenization.max_length, 120)
     sequences = [
-        Sequence.of((trunk[:n] + token_ids(rng, m))[:longest]) for n, m in ((50, 0), (50, 30), (20, 90), (0, 4))
+        TokenSequence.of((trunk[:n] + token_ids(rng, m))[:longest]) for n, m in ((50, 0), (50, 30), (20, 90), (0, 4))
     ]
-    for scored, sequence in zip(model.score(sequences), sequences, strict=True):
-        assert scored.score == pytest.approx(model.oracle(sequence), abs=1e-5 * max(1, abs(scored.score)))
+    for scored, sequence in zip(model.score(Batch.of(sequences)), sequences, strict=True):
+        assert scored.score == pytest.approx(model.reference_score(sequence), abs=1e-5 * max(1, abs(scored.score)))
 
 
 def test_a_model_whose_attention_has_sinks_is_not_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,24 +82,24 @@ def test_a_model_whose_attention_has_sinks_is_not_packed(tmp_path: Path, monkeyp
     }
     monkeypatch.setitem(FAMILIES, "gpt_oss", config)
     model = load(tmp_path, "gpt_oss")
-    assert model.facts.path == "padded"
-    assert "s_aux" in model.facts.reason
+    assert model.plan.path == "padded"
+    assert "s_aux" in model.plan.reason
 
 
 def test_a_path_that_disagrees_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The self-test itself: what is off by a hundredth is found out by the scores alone."""
     model = load(tmp_path, "mistral")
-    assert model.facts.path == "packed"
+    assert model.plan.path == "packed"
     exact = RewardModel._last_states
 
     def shifted(self: RewardModel, *args: Any) -> torch.Tensor:
         return exact(self, *args) + 0.01
 
     monkeypatch.setattr(RewardModel, "_last_states", shifted)
-    choose_path(model)
-    assert model.facts.path == "packed"
-    assert not model.facts.skips_last_layer
-    assert "off by" in model.facts.reason
+    select_plan(model)
+    assert model.plan.path == "packed"
+    assert not model.plan.skips_last_layer
+    assert "off by" in model.plan.reason
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")  # meant: compiled it needs a compiler
@@ -105,15 +107,29 @@ def test_a_path_that_disagrees_is_not_taken(tmp_path: Path, monkeypatch: pytest.
 @settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(sequences=forests(max_sequences=6, max_length=100))
 def test_flex_attention_over_the_tree_equals_the_oracle(
-    tmp_path_factory: pytest.TempPathFactory, family: str, sequences: list[Sequence]
+    tmp_path_factory: pytest.TempPathFactory, family: str, sequences: list[TokenSequence]
 ) -> None:
     """The CUDA backend, uncompiled on CPU: the same mask, windows and soft-caps."""
     model = load(tmp_path_factory.mktemp(family), family)
-    tree = PrefixTree.of([sequence.key for sequence in sequences])
-    row = PackedRow(tree, model.device, uses_flex=True)
-    with torch.inference_mode(), model._attention(IMPLEMENTATION):
-        states = model._trunk_states(row)
-    last = torch.tensor([int(path[-1]) for path in tree.paths])
-    for score, sequence in zip(model._head_scores(states[last]), sequences, strict=True):
-        expected = model.oracle(sequence)
-        assert score == pytest.approx(expected, abs=1e-5 * max(1, abs(expected)))
+    model.plan = ExecutionPlan("packed", "forced", backend="flex")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(BACKENDS, "flex", FlexBackend(compiled=False))
+        scores = model.score(Batch.of(sequences))
+    for scored, sequence in zip(scores, sequences, strict=True):
+        expected = model.reference_score(sequence)
+        assert scored.score == pytest.approx(expected, abs=1e-5 * max(1, abs(expected)))
+
+
+@pytest.mark.parametrize("num_queries", [16, 32, 48])
+def test_a_kernel_whose_bits_depend_on_the_number_of_queries_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_queries: int
+) -> None:
+    """Attention computes only the wanted queries of a block: it is the same to the bit only where that changes none."""
+    exact = cpu.masked_attention
+
+    def other_bits(query: Tensor, key: Tensor, *others: Any) -> Tensor:
+        attended = exact(query, key, *others)
+        return attended * (1 + 2**-22) if (query.shape[2], key.shape[2]) == (num_queries, 128) else attended
+
+    monkeypatch.setattr(cpu, "masked_attention", other_bits)
+    assert not load(tmp_path).plan.batch_invariant

@@ -1,25 +1,43 @@
 import threading
+import weakref
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.engine.scheduler import Job, Scheduler, Ticket
-from app.engine.sequence import Sequence
+from app.engine.scheduler import Job, ScheduledBatch, Scheduler, Ticket
+from app.engine.sequence import TokenSequence
 
 
 def job(ticket: Ticket, *token_ids: int, vocabulary: str = "") -> Job:
-    return Job(ticket, 0, Sequence.of(list(token_ids)), ("helpfulness",), vocabulary)
+    return Job(ticket, 0, TokenSequence.of(list(token_ids)), ("helpfulness",), vocabulary)
 
 
 def run(start: int, n: int) -> list[int]:
     return list(range(start, start + n))
 
 
+def take(scheduler: Scheduler) -> list[Job]:
+    """The jobs of the next batch; none once the queue is closed."""
+    scheduled = scheduler.take()
+    return [] if scheduled is None else list(scheduled.jobs)
+
+
+def num_new_tokens(scheduler: Scheduler) -> dict[Job, int]:
+    """By job, what all batches until the queue is empty compute for it."""
+    counted: dict[Job, int] = {}
+    while scheduler.num_queued_tokens:
+        scheduled = scheduler.take()
+        assert scheduled is not None
+        assert sum(scheduled.batch.num_new_tokens) == scheduled.batch.tree.num_tokens
+        counted |= zip(scheduled.jobs, scheduled.batch.num_new_tokens, strict=True)
+    return counted
+
+
 def taken(scheduler: Scheduler) -> list[list[Job]]:
     """All batches until the queue is empty."""
     batches = []
     while scheduler.num_queued_tokens:
-        batches.append(scheduler.take())
+        batches.append(take(scheduler))
     return batches
 
 
@@ -37,7 +55,8 @@ def test_a_taken_job_pulls_in_queued_ones_that_share_its_prefix() -> None:
     third, short = job(Ticket(), *prompt, 1002), job(Ticket(), *run(700, 3))
     scheduler.submit([first, second, third, short])
     assert taken(scheduler) == [[first, third], [second, short]]
-    assert [j.num_new_tokens for j in (first, second, third, short)] == [51, 60, 1, 3]
+    scheduler.submit([first, second, third, short])
+    assert num_new_tokens(scheduler) == {first: 51, second: 60, third: 1, short: 3}
 
 
 def test_a_shared_token_counts_for_the_oldest() -> None:
@@ -45,8 +64,7 @@ def test_a_shared_token_counts_for_the_oldest() -> None:
     prompt = run(0, 40)
     first, middle, last = job(Ticket(), *prompt, 7), job(Ticket(), *prompt[:20], 8), job(Ticket(), *prompt, 9)
     scheduler.submit([first, middle, last])
-    assert scheduler.take() == [first, middle, last]
-    assert [j.num_new_tokens for j in (first, middle, last)] == [41, 1, 1]
+    assert list(num_new_tokens(scheduler).items()) == [(first, 41), (middle, 1), (last, 1)]
 
 
 def test_a_job_over_the_budget_runs_alone() -> None:
@@ -62,7 +80,7 @@ def test_requests_take_turns_so_that_a_large_one_starves_no_small_one() -> None:
     scheduler.submit([job(large, *run(1000 * i, 10)) for i in range(1, 101)])
     small = [job(Ticket(), *run(500_000 + 1000 * i, 10)) for i in range(3)]
     scheduler.submit(small)
-    assert set(small) < set(scheduler.take())
+    assert set(small) < set(take(scheduler))
 
 
 def test_the_oldest_request_is_in_every_batch_whatever_is_pulled_in() -> None:
@@ -70,7 +88,7 @@ def test_the_oldest_request_is_in_every_batch_whatever_is_pulled_in() -> None:
     oldest = Ticket()
     scheduler.submit([job(oldest, *run(1000 * i, 30)) for i in range(1, 4)])
     scheduler.submit([job(Ticket(), *run(0, 20), i) for i in range(900, 990)])
-    assert all(any(j.ticket is oldest for j in scheduler.take()) for _ in range(3))
+    assert all(any(j.ticket is oldest for j in take(scheduler)) for _ in range(3))
 
 
 def test_a_batch_has_token_ids_of_one_vocabulary() -> None:
@@ -81,7 +99,8 @@ def test_a_batch_has_token_ids_of_one_vocabulary() -> None:
     batches = taken(scheduler)
     assert all(len({j.vocabulary for j in batch}) == 1 for batch in batches)
     assert sorted(map(id, jobs)) == sorted(id(j) for batch in batches for j in batch)
-    assert sum(j.num_new_tokens for j in jobs) == 6
+    scheduler.submit(jobs)
+    assert sum(num_new_tokens(scheduler).values()) == 6
 
 
 def test_cancelled_jobs_leave_before_they_cost_tokens() -> None:
@@ -90,8 +109,38 @@ def test_cancelled_jobs_leave_before_they_cost_tokens() -> None:
     scheduler.submit([job(gone, *run(0, 8)), job(gone, *run(50, 8)), job(kept, *run(100, 8))])
     assert scheduler.num_waiting_requests == 2
     gone.cancelled = True
-    assert [j.ticket for j in scheduler.take()] == [kept]
+    assert [j.ticket for j in take(scheduler)] == [kept]
     assert scheduler.num_queued_tokens == scheduler.num_waiting_requests == 0
+
+
+def test_discarded_requests_leave_the_queue_and_every_count_at_once() -> None:
+    scheduler = Scheduler(max_batch_tokens=10, max_queue_tokens=20)
+    tickets = [Ticket() for _ in range(8)]
+    jobs = [job(ticket, *run(100 * i, 10)) for i, ticket in enumerate(tickets)]
+    scheduler.submit(jobs)
+    assert (scheduler.num_jobs, scheduler.num_tokens, scheduler.num_waiting_requests) == (8, 80, 6)
+    for ticket in (tickets[0], tickets[3], tickets[4], tickets[7]):
+        ticket.cancelled = True
+        scheduler.discard([ticket])
+    assert (scheduler.num_jobs, scheduler.num_tokens, scheduler.num_waiting_requests) == (4, 40, 2)
+    assert scheduler.submit([job(tickets[0], 1), job(tickets[3], 2)])  # tokenized too late
+    assert scheduler.num_jobs == 4
+    assert taken(scheduler) == [[jobs[i]] for i in (1, 2, 5, 6)]
+    assert (scheduler.num_jobs, scheduler.num_tokens, scheduler.num_waiting_requests) == (0, 0, 0)
+
+
+def test_what_is_discarded_is_kept_no_longer_than_others_wait() -> None:
+    scheduler = Scheduler(max_batch_tokens=10, max_queue_tokens=10)
+    scheduler.submit([job(Ticket(), *run(0, 10)), job(Ticket(), *run(100, 10))])
+    sequences = weakref.WeakSet[Ticket]()
+    for i in range(50):
+        gone = Ticket()
+        sequences.add(gone)
+        scheduler.submit([job(gone, *run(200 + 10 * i, 10))])
+        gone.cancelled = True
+        scheduler.discard([gone])
+        del gone
+    assert len(sequences) <= 1
 
 
 def test_a_full_queue_makes_jobs_wait_for_room_in_their_order() -> None:
@@ -108,7 +157,7 @@ def test_take_returns_at_once_when_something_comes_and_is_empty_once_closed() ->
     batches: list[list[Job]] = []
 
     def consume() -> None:
-        while batch := scheduler.take():
+        while batch := take(scheduler):
             batches.append(batch)
 
     thread = threading.Thread(target=consume)
@@ -141,11 +190,41 @@ def test_every_job_is_taken_exactly_once_and_no_batch_exceeds_the_budget(data: s
         for each in requests[cancelled]:
             each.ticket.cancelled = True
     expected = {j for n, request in enumerate(requests) for j in request if n != cancelled}
-    batches: list[list[Job]] = []
-    while sum(map(len, batches)) < len(expected):
-        batches.append(scheduler.take())
-    assert expected == {j for batch in batches for j in batch}
+    batches: list[ScheduledBatch] = []
+    while sum(len(batch.jobs) for batch in batches) < len(expected):
+        taken_now = scheduler.take()
+        assert taken_now is not None
+        batches.append(taken_now)
+    assert expected == {j for batch in batches for j in batch.jobs}
     assert all(j.ticket.cancelled for j in scheduler.close())
     for batch in batches:
-        assert len(batch) == 1 or sum(j.num_new_tokens for j in batch) <= budget
-        assert [j.arrival for j in batch] == sorted(j.arrival for j in batch)
+        assert sum(batch.batch.num_new_tokens) == batch.batch.tree.num_tokens
+        assert len(batch.jobs) == 1 or batch.batch.tree.num_tokens <= budget
+        assert [j.arrival for j in batch.jobs] == sorted(j.arrival for j in batch.jobs)
+
+
+def test_cached_tokens_do_not_count_against_the_budget() -> None:
+    prompt = [*range(10, 100)]
+    scheduler = Scheduler(20, 10_000, lambda job: 90 if job.sequence.num_tokens > 90 else 0)
+    jobs = [Job(Ticket(), 0, TokenSequence.of([*prompt, n, n]), ("safety",)) for n in range(200, 212)]
+    scheduler.submit(jobs)
+    first, second = scheduler.take(), scheduler.take()
+    assert first is not None
+    assert second is not None
+    assert (len(first.jobs), len(second.jobs)) == (10, 2)
+    assert sum(first.batch.num_new_tokens) == first.batch.tree.num_tokens == 110  # what the batch shares is as before
+
+
+def test_a_batch_is_taken_ahead_only_if_more_arrivals_would_not_make_it_larger() -> None:
+    scheduler = Scheduler(max_batch_tokens=100, max_queue_tokens=10_000)
+    assert scheduler.take_full() is None
+    first, second, cancelled = job(Ticket(), *run(0, 60)), job(Ticket(), *run(500, 50)), job(Ticket(), *run(800, 120))
+    scheduler.submit([first])
+    assert scheduler.take_full() is None
+    scheduler.submit([second])
+    scheduled = scheduler.take_full()
+    assert scheduled is not None
+    assert scheduled.jobs == [first]
+    scheduler.submit([cancelled])
+    cancelled.ticket.cancelled = second.ticket.cancelled = True
+    assert scheduler.take_full() is None

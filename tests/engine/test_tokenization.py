@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from tokenizers import processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from app.engine.sequence import Sequence
-from app.engine.tokenization import Input, Messages, PromptResponse, Text, TokenIds, Tokenization, Truncation
+from app.engine.inputs import Input, Messages, PromptResponse, RenderedChat, Rollout, Text, TokenIds, Truncation
+from app.engine.sequence import TokenSequence
+from app.engine.text_rules import StepRule, TextRules
+from app.engine.tokenization import Tokenization
 from app.errors import InvalidInputError, TooLongError
 from tests.models import CHATML, VOCAB_SIZE, make_tokenizer
 
@@ -34,14 +36,14 @@ def tokenization(max_length: int = 512, tokenizer: PreTrainedTokenizerBase | Non
     return Tokenization(tokenizer or make_tokenizer(), max_length, VOCAB_SIZE)
 
 
-def outcome(own: Tokenization, form: Any, truncation: Truncation = "error") -> Sequence | InvalidInputError:
+def outcome(own: Tokenization, form: Any, truncation: Truncation = "error") -> TokenSequence | InvalidInputError:
     (only,) = own.encode([Input(form, 3, "items[3]")], truncation)
     return only
 
 
 def ids(own: Tokenization, form: Any, truncation: Truncation = "error") -> list[int]:
     sequence = outcome(own, form, truncation)
-    assert isinstance(sequence, Sequence), sequence
+    assert isinstance(sequence, TokenSequence), sequence
     return [int(token_id) for token_id in sequence.token_ids]
 
 
@@ -84,10 +86,10 @@ def test_text_has_the_tokens_of_the_tokenizers_own_call(kind: str, text: str) ->
 
 
 @pytest.mark.parametrize("kind", ["bos", "bos and eos"])
-def test_text_that_begins_with_bos_gets_no_second(kind: str) -> None:
+def test_text_that_begins_with_bos_gets_no_second_and_keeps_the_tokenizers_eos(kind: str) -> None:
     tokenizer = TOKENIZERS[kind]()
     own = ids(tokenization(tokenizer=tokenizer), Text("<s>How do I pick a lock?"))
-    assert own == tokenizer("<s>How do I pick a lock?", add_special_tokens=False)["input_ids"]
+    assert own == tokenizer("How do I pick a lock?")["input_ids"]
     assert own.count(BOS) == 1
 
 
@@ -95,6 +97,15 @@ def test_text_may_ask_for_no_special_tokens() -> None:
     tokenizer = make_tokenizer(add_eos=True)
     own = ids(tokenization(tokenizer=tokenizer), Text("a lock", add_special_tokens=False))
     assert own == tokenizer("a lock", add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.parametrize("template", [CHATML, WITH_BOS])
+@pytest.mark.parametrize("form", [Messages((USER, ASSISTANT)), Text("a fox"), Text("<s>a fox")])
+def test_rules_without_bos_take_the_templates_and_the_texts_own_bos_away(template: str, form: Any) -> None:
+    rules = TextRules(add_bos=False)
+    own = Tokenization(make_tokenizer(template=template), 512, VOCAB_SIZE, rules)
+    as_it_is = ids(tokenization(tokenizer=make_tokenizer(template=template)), form)
+    assert [BOS, *ids(own, form)] == as_it_is
 
 
 @pytest.mark.parametrize(
@@ -105,11 +116,12 @@ def test_text_may_ask_for_no_special_tokens() -> None:
 def test_messages_have_the_tokens_of_the_chat_template(
     template: str, add_bos: bool, turns: list[dict[str, str]]
 ) -> None:
+    """And one BOS where the template or the tokenizer has one."""
     tokenizer = make_tokenizer(template=template, add_bos=add_bos)
-    expected = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
+    expected: Any = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
     own = ids(tokenization(tokenizer=tokenizer), Messages(tuple(turns)))
-    assert own == expected
-    assert own.count(BOS) == (template == WITH_BOS)
+    assert own == ([BOS] if add_bos and template != WITH_BOS else []) + expected
+    assert own.count(BOS) == (template == WITH_BOS or add_bos)
     assert own.count(EOS) == (template == WITH_EOS)
 
 
@@ -166,7 +178,7 @@ def test_one_bad_input_leaves_the_others_alone() -> None:
     own = tokenization(20)
     forms: list[Any] = [Text("a"), TokenIds([999]), Text("word " * 90), Messages((USER, ASSISTANT)), Text("b")]
     outcomes = own.encode([Input(form, i, f"items[{i}]") for i, form in enumerate(forms)], "error")
-    assert [isinstance(each, Sequence) for each in outcomes] == [True, False, False, False, True]
+    assert [isinstance(each, TokenSequence) for each in outcomes] == [True, False, False, False, True]
     assert [each.item for each in outcomes if isinstance(each, InvalidInputError)] == [1, 2, 3]
 
 
@@ -191,7 +203,7 @@ def test_an_over_long_input_is_refused_with_its_tokens_the_limit_and_the_remedy(
 def test_an_input_of_the_limits_length_is_whole() -> None:
     for truncation in ("error", "prompt", "left", "right"):
         sequence = outcome(tokenization(12), TokenIds([7] * 12), truncation)
-        assert isinstance(sequence, Sequence)
+        assert isinstance(sequence, TokenSequence)
         assert (sequence.num_tokens, sequence.truncated) == (12, False)
 
 
@@ -207,14 +219,15 @@ def test_left_and_right_cut_that_end_and_keep_the_special_tokens(kind: str) -> N
     assert ids(own, Text(LONG), "right") == opening + body[:room] + closing
     assert ids(own, Text(LONG), "left") == opening + body[-room:] + closing
     sequence = outcome(own, Text(LONG), "left")
-    assert isinstance(sequence, Sequence)
+    assert isinstance(sequence, TokenSequence)
     assert sequence.truncated
 
 
-def test_token_ids_are_cut_as_they_are() -> None:
+def test_token_ids_are_cut_and_keep_their_bos() -> None:
     token_ids = [BOS, *range(10, 40)]
     assert ids(tokenization(20), TokenIds(token_ids), "right") == token_ids[:20]
-    assert ids(tokenization(20), TokenIds(token_ids), "left") == token_ids[-20:]
+    assert ids(tokenization(20), TokenIds(token_ids), "left") == [BOS, *token_ids[-19:]]
+    assert ids(tokenization(20), TokenIds(token_ids[1:]), "left") == token_ids[-20:]
 
 
 @pytest.mark.parametrize(
@@ -224,10 +237,9 @@ def test_truncating_the_prompt_keeps_bos_and_the_whole_response(template: str) -
     tokenizer = make_tokenizer(template=template)
     turns = [{"role": "user", "content": LONG}, ASSISTANT]
     full: Any = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
-    opening = [BOS] if template == WITH_BOS else []
     for form in (PromptResponse(LONG, ASSISTANT["content"]), Messages(tuple(turns))):
         own = ids(tokenization(40, tokenizer), form, "prompt")
-        assert own == opening + full[-(40 - len(opening)) :]
+        assert own == [BOS, *full[-39:]]
         assert ASSISTANT["content"] in tokenizer.decode(own)
 
 
@@ -293,7 +305,7 @@ def test_a_truncated_sequence_fits_and_the_prompt_mode_keeps_the_response(
     except AssertionError:  # no tokens at all
         return
     result = outcome(tokenization(limit, tokenizer), form, truncation)
-    if isinstance(result, Sequence):
+    if isinstance(result, TokenSequence):
         assert result.num_tokens == min(len(whole), limit)
         assert result.truncated is (len(whole) > limit)
         if truncation == "prompt":
@@ -339,3 +351,73 @@ def test_the_fingerprint_is_that_of_what_it_does(tmp_path: Path) -> None:
         Tokenization(AutoTokenizer.from_pretrained(tmp_path), 512, VOCAB_SIZE + 1),
     ]
     assert len({same, *(other.fingerprint for other in others)}) == 1 + len(others)
+
+
+LINES = "{{ bos_token }}{{ messages[0]['content'] + '\\n' }}"
+STEPS = PromptResponse("How?\nWhy?", "One.\n\nTwo")
+
+
+def by_steps(max_length: int = 512) -> Tokenization:
+    tokenizer = make_tokenizer()
+    (newline,) = tokenizer.encode("\n", add_special_tokens=False)
+    rules = TextRules(chat_template=LINES, steps=StepRule("\n", (newline,)))
+    return Tokenization(tokenizer, max_length, VOCAB_SIZE, rules)
+
+
+def test_each_step_is_tokenized_by_itself_and_followed_by_the_mark() -> None:
+    own = by_steps()
+    texts = ("How?\nWhy?\n", "One.", "Two", "\n")
+    prompt, one, two, mark = (own.tokenizer.encode(text, add_special_tokens=False) for text in texts)
+    prompt = [BOS, *prompt]
+    expected = [*prompt, *one, *mark, *mark, *two, *mark]
+    turns = ({"role": "user", "content": STEPS.prompt}, {"role": "assistant", "content": STEPS.response})
+    for form in (STEPS, Messages(turns), Rollout(turns[:1], STEPS.response)):
+        sequence = outcome(own, form)
+        assert isinstance(sequence, TokenSequence)
+        assert sequence.token_ids.tolist() == expected
+        assert sequence.num_prompt_tokens == len(prompt)
+
+
+@pytest.mark.parametrize("form", [Text("a\nb"), RenderedChat("a\nb"), Messages((USER,)), Messages((ASSISTANT,))])
+def test_a_text_that_does_not_say_where_its_response_begins_has_no_steps(form: Any) -> None:
+    assert "say where its response begins" in refusal(by_steps(), form).message
+
+
+def test_truncation_keeps_the_steps_of_the_response_where_it_can() -> None:
+    whole = ids(by_steps(), STEPS)
+    (num_prompt, num_response) = (p := outcome(by_steps(), STEPS).num_prompt_tokens, len(whole) - p)  # type: ignore[union-attr]
+    limit = len(whole) - 3
+    for truncation in ("prompt", "left"):
+        cut = outcome(by_steps(limit), STEPS, truncation)
+        assert isinstance(cut, TokenSequence)
+        assert cut.truncated
+        assert cut.token_ids.tolist() == [BOS, *whole[4:]]
+        assert cut.num_prompt_tokens == num_prompt - 3
+    right = outcome(by_steps(limit), STEPS, "right")
+    assert isinstance(right, TokenSequence)
+    assert (right.token_ids.tolist(), right.num_prompt_tokens) == (whole[:limit], num_prompt)
+    assert isinstance(refusal(by_steps(limit), STEPS), TooLongError)
+    assert "response alone" in refusal(by_steps(num_response), STEPS, "prompt").message
+
+
+def finding(max_length: int = 512) -> Tokenization:
+    tokenizer = make_tokenizer(template=CHATML)
+    return Tokenization(tokenizer, max_length, VOCAB_SIZE, finds_response=True)
+
+
+@pytest.mark.parametrize("form", [PromptResponse("How do I?", "Like this."), Messages((SYSTEM, USER, ASSISTANT))])
+def test_a_sequence_says_where_its_response_begins_for_a_head_that_asks(form: Any) -> None:
+    whole = outcome(finding(), form)
+    assert isinstance(whole, TokenSequence)
+    response = form.response if isinstance(form, PromptResponse) else ASSISTANT["content"]
+    text = finding().tokenizer.decode(whole.token_ids[whole.num_prompt_tokens :].tolist())
+    assert str(text).startswith(response)
+    limit = whole.num_tokens - 2
+    left, right = outcome(finding(limit), form, "left"), outcome(finding(limit), form, "right")
+    assert isinstance(left, TokenSequence)
+    assert isinstance(right, TokenSequence)
+    assert (left.num_prompt_tokens, right.num_prompt_tokens) == (whole.num_prompt_tokens - 2, whole.num_prompt_tokens)
+    assert "does not say where its response begins" in refusal(finding(), Text("a")).message
+    plain = outcome(tokenization(), form)
+    assert isinstance(plain, TokenSequence)
+    assert plain.num_prompt_tokens == 0

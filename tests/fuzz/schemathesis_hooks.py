@@ -12,14 +12,24 @@ import schemathesis
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 UNSTATED = {
-    "one of several forms": r"send exactly one of|send one of (text and input_ids|them)|come together|come in place of|"
+    "one of several forms": r"send exactly one of|send both prompt and response|query is missing|send one of (text and input_ids|them)|come together|come in place of|"
     r"send prompt, chosen and rejected|send both|has no (safety|helpfulness)_score|both rating and margin|no logprobs",
-    "the last turn": r"it must be the assistant's",
-    "lists of one length": r"lists of different lengths|send one a query",
-    "options that need each other": r"needs it for every item|a map by group in mode group|drop them, or choose mode|"
-    r"has no group|whitening needs 2",
+    "the last turn": r"it must be the assistant's|has no content; send a text, or tool_calls",
+    "lists of one length": r"lists of different lengths|send one per (query|input)|Input lengths must be",
+    "options of messages alone": r"is for messages, and the request has none|Cannot set both",
+    "what the checkpoint's template renders": r"does not render|unexpected chat template kwargs",
+    "the checkpoint's limit": r"greater than max_model_len",
+    "a model that is loaded": r"needs the .*model, which is not loaded",
+    "statistics of one batch or by group": r"^whiten\.stats\.\S+ is missing",
+    "models that differ": r"have different tokens for this",
+    "options that need each other": r"needs it for every item|a map by (group in mode group|model)|drop (it|them), or choose|"
+    r"has no group|whitening needs 2|does not take; drop it|needs both scores|has on \w+ but no model|has no (weights|lambda|safety_threshold)",
+    "a threshold on a probability": r"send a probability above 0 and below 1",
+    "keys that differ by their type": r"cannot tell these groups apart",
     "a number's relation to another": r"is empty; send \[low, high\]|counts no token|a counted log-probability is|overflow",
     "what a tokenizer makes of it": r"has no tokens|the limit is \d+|the vocabulary has ids|chat template",
+    "a number that JSON Schema takes for an integer": r"is -?\d+(\.0|e\d+): input should be a valid integer",
+    "what the checkpoint's head reads": r"needs a process reward model",
     "a float's range": r"out of range|is too large|finite",
     "a text that no UTF-8 can hold": r"surrogate",
 }

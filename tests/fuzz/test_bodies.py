@@ -6,13 +6,14 @@
 import json
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from app.rewards.kl import Estimator
 from tests.conftest import Serve
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "5")) * 10
@@ -118,7 +119,22 @@ stats = some_of(count=numbers, mean=numbers, m2=numbers)
 whiten = some_of(
     mode=st.sampled_from(["batch", "group", "none"]),
     shift_mean=st.booleans(),
-    stats=stats | st.dictionaries(texts, stats),
+    singletons=st.sampled_from(["error", "zero"]),
+    stats=stats | st.dictionaries(texts, stats) | st.fixed_dictionaries({"safety": stats, "helpfulness": stats}),
+)
+weights = some_of(safety=numbers, helpfulness=numbers)
+modes = ["llama2", "weighted", "lagrangian", "worst"]
+combine = some_of(
+    mode=st.sampled_from(modes),
+    threshold_on=st.sampled_from(["probability", "score"]),
+    weights=weights,
+    whiten_each=st.booleans(),
+) | st.sampled_from(
+    [
+        {"mode": "weighted", "weights": {"safety": 0.3, "helpfulness": 0.7}, "whiten_each": True},
+        {"mode": "lagrangian", "lambda": 1.2},
+        {"mode": "worst"},
+    ]
 )
 vllm = {
     "input": texts | token_ids | st.lists(texts, max_size=3) | st.lists(token_ids, max_size=3),
@@ -133,13 +149,24 @@ BODIES = {
         items=st.lists(items, max_size=3),
         beta=numbers,
         safety_threshold=numbers,
+        combine=combine,
         whiten=whiten,
-        kl=some_of(estimator=st.sampled_from(["k1", "k2", "k3"]), clip=numbers),
+        kl=some_of(estimator=st.sampled_from([*get_args(Estimator)]), clip=numbers),
         token_rewards=st.booleans(),
         score_clip=st.lists(numbers, min_size=2, max_size=2),
         missing_eos_penalty=numbers,
     ),
     "/get_reward": some_of(query=st.lists(texts, max_size=3), labels=st.lists(anything, max_size=3), prompts=anything),
+    "/v1/classify": some_of(**vllm, **options, **side),
+    "/v1/score": some_of(queries=texts | st.lists(texts, max_size=3), documents=texts | st.lists(texts, max_size=3)),
+    **dict.fromkeys(
+        ("/v1/rerank", "/v2/rerank"), some_of(query=texts, documents=st.lists(texts, max_size=3), top_n=numbers)
+    ),
+    "/rerank": some_of(query=texts, documents=st.lists(texts, max_size=3), texts=st.lists(texts, max_size=3)),
+    "/tokenize": some_of(
+        prompt=texts | st.lists(texts, max_size=3), messages=messages, return_token_strs=st.booleans()
+    ),
+    "/": some_of(inputs=texts | st.lists(texts, max_size=3), query=texts, texts=st.lists(texts, max_size=3)),
     "/classify": some_of(**vllm, **options, **side, text=texts | st.lists(texts, max_size=3), input_ids=token_ids),
     "/pooling": some_of(**vllm, **options, **side),
     "/v1/embeddings": some_of(**vllm, **options, **side),

@@ -55,9 +55,11 @@ class Prometheus:
 
 
 def program(name: str) -> str:
-    """A test of Prometheus without Prometheus would say nothing, so that it is missing is a failure."""
+    """A test of Prometheus without Prometheus would show nothing, so a missing program is a failure."""
     found = shutil.which(name)
-    assert found is not None, f"{name} is not installed; on Debian: apt-get install prometheus"
+    assert found is not None, (
+        f"{name} is not installed; on Debian: apt-get install prometheus nginx-light caddy openssl"
+    )
     return found
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from app.metrics import SCORES
+from app.observability.metrics import SCORES
 from tests.monitoring.conftest import DEPLOY, NUM_ROUNDS, Asked, Prometheus, dashboard, program
 
 VARIABLES = {"$__rate_interval": "10m", "$job": "reward-service", "$instance": ".+"}

@@ -8,8 +8,8 @@ from typing import Any
 from ray import serve
 from ray.serve.context import _get_global_client
 
-from app.engine.engine import Scores
-from app.ray_serve.messages import Answer, Asked
+from app.engine.requests import Scores
+from app.ray_serve.messages import ForwardedRequest, ForwardedResponse
 from app.ray_serve.replica import Replica
 
 REPLICA_HEADER = "x-replica"
@@ -18,7 +18,7 @@ REPLICA_HEADER = "x-replica"
 class NamedReplica(Replica):
     """Says in each answer which replica gave it, and can lose its model thread."""
 
-    async def answer(self, asked: Asked) -> Answer:
+    async def answer(self, asked: ForwardedRequest) -> ForwardedResponse:
         answer = await super().answer(asked)
         answer.headers.append((REPLICA_HEADER.encode(), serve.get_replica_context().replica_id.unique_id.encode()))
         return answer

@@ -54,8 +54,8 @@ def test_an_engine_has_the_devices_and_the_grace_period_that_the_settings_give()
 
 def test_requests_are_routed_by_prompt_unless_it_is_switched_off() -> None:
     assert "ConsistentHashRouter" in config_of({}).request_router_config.request_router_class
-    by_load = config_of({"ray_route_by_prompt": False}).request_router_config.request_router_class
-    assert "PowerOfTwoChoices" in by_load
+    by_load = config_of({"ray_route_by_prompt": False}).request_router_config.get_request_router_class()
+    assert by_load.__name__ == "PowerOfTwoChoicesRequestRouter"
 
 
 def test_settings_come_from_the_environment_and_arguments_go_before_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,14 +17,14 @@ from starlette.types import Message
 
 from app.ray_serve import ingress
 from app.ray_serve.ingress import Forward, read_body, session_in
-from app.ray_serve.messages import Answer, Asked
+from app.ray_serve.messages import ForwardedRequest, ForwardedResponse
 from app.settings import Settings
 from reward_client.session import session_of
 from tests.api.asking import TEA, assert_error
 
 BODY = {"items": [TEA]}
-FINE = Answer(200, [(b"content-type", b"application/json"), (b"x-request-id", b"1")], b'{"results": []}')
-DEAD = Answer(500, [], b"", is_sound=False)
+FINE = ForwardedResponse(200, [(b"content-type", b"application/json"), (b"x-request-id", b"1")], b'{"results": []}')
+DEAD = ForwardedResponse(500, [], b"", healthy=False)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
@@ -32,19 +32,19 @@ JSON = st.recursive(
 NAMES = ["items", "pairs", "query", "prompts", "input", "inputs", "text", "prompt", "messages"]
 
 
-class Response(Awaitable[Answer]):
+class Response(Awaitable[ForwardedResponse]):
     """What a handle returns: an answer or an error when it is awaited, or neither ever."""
 
-    def __init__(self, outcome: Answer | Exception | None) -> None:
+    def __init__(self, outcome: ForwardedResponse | Exception | None) -> None:
         self.outcome = outcome
         self.cancelled = False
 
-    def __await__(self) -> Generator[Any, None, Answer]:
+    def __await__(self) -> Generator[Any, None, ForwardedResponse]:
         if isinstance(self.outcome, Exception):
             raise self.outcome
         if self.outcome is None:
             yield from asyncio.Event().wait().__await__()
-        assert isinstance(self.outcome, Answer)
+        assert isinstance(self.outcome, ForwardedResponse)
         return self.outcome
 
     def cancel(self) -> None:
@@ -54,27 +54,27 @@ class Response(Awaitable[Answer]):
 class FakeEngine:
     """A handle whose calls end as scripted; keeps the sessions that it was asked for, and what it was asked."""
 
-    def __init__(self, *outcomes: Answer | Exception | None) -> None:
+    def __init__(self, *outcomes: ForwardedResponse | Exception | None) -> None:
         self.responses = [Response(outcome) for outcome in outcomes]
         self.left = list(self.responses)
         self.sessions: list[str] = []
-        self.asked: list[Asked] = []
+        self.asked: list[ForwardedRequest] = []
 
     def options(self, *, method_name: str, session_id: str = "") -> "FakeEngine":
         assert method_name == "answer"
         self.sessions.append(session_id)
         return self
 
-    def remote(self, asked: Asked) -> Response:
+    def remote(self, asked: ForwardedRequest) -> Response:
         self.asked.append(asked)
         return self.left.pop(0)
 
-    def broadcast(self, method_name: str, asked: Asked) -> "FakeEngine":
+    def broadcast(self, method_name: str, asked: ForwardedRequest) -> "FakeEngine":
         assert method_name == "answer"
         self.asked.append(asked)
         return self
 
-    async def results_async(self) -> list[Answer]:
+    async def results_async(self) -> list[ForwardedResponse]:
         return [await response for response in self.responses]
 
 
@@ -102,7 +102,7 @@ def test_a_request_goes_to_the_engine_as_it_came_and_its_answer_comes_back() -> 
 @pytest.mark.parametrize(
     "failures", [[RayActorError()], [DeploymentUnavailableError("no")], [DEAD] * 7, [DEAD, RayActorError(), DEAD]]
 )
-def test_a_request_whose_replica_died_is_asked_again_elsewhere(failures: list[Answer | Exception]) -> None:
+def test_a_request_whose_replica_died_is_asked_again_elsewhere(failures: list[ForwardedResponse | Exception]) -> None:
     engine = FakeEngine(*failures, FINE)
     assert ask(engine, json=BODY).status_code == 200
     assert engine.sessions[0] == session_of(TEA)
@@ -124,7 +124,7 @@ def test_what_no_engine_can_answer_is_to_be_asked_later(outcomes: list[Any], sta
 
 
 def test_a_request_that_no_engine_takes_in_time_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ingress, "MORE_SECONDS", 0.0)
+    monkeypatch.setattr(ingress, "TRANSFER_SECONDS", 0.0)
     engine = FakeEngine(None)
     assert_error(ask(engine, json=BODY, deadline_seconds=0.01), 504, "deadline_exceeded")
     assert engine.responses[0].cancelled
@@ -137,7 +137,7 @@ def test_a_probe_is_answered_soon_where_no_engine_does(path: str, monkeypatch: p
 
 
 def test_a_reload_is_every_engines_and_succeeds_when_all_do() -> None:
-    assert ask(FakeEngine(FINE, Answer(422, [], b"bad"), FINE), path="/admin/reload").status_code == 422
+    assert ask(FakeEngine(FINE, ForwardedResponse(422, [], b"bad"), FINE), path="/admin/reload").status_code == 422
     assert ask(FakeEngine(FINE, FINE), path="/admin/reload").status_code == 200
 
 

@@ -3,7 +3,7 @@
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.ray_serve.metrics import merged
+from app.ray_serve.metrics import merge_pages
 from tests.api.asking import TEA
 from tests.conftest import Serve
 
@@ -18,11 +18,11 @@ reward_requests_in_flight 1.0
 
 
 def test_every_sample_says_its_replica_and_a_metric_is_described_once() -> None:
-    assert merged({"a": PAGE, "b": PAGE}) == (
+    assert merge_pages({"a": PAGE, "b": PAGE}).decode() == (
         "# HELP reward_tokens_total Tokens.\n"
         "# TYPE reward_tokens_total counter\n"
-        'reward_tokens_total{replica="a",model="safety"} 3.0\n'
-        'reward_tokens_total{replica="b",model="safety"} 3.0\n'
+        'reward_tokens_total{model="safety",replica="a"} 3.0\n'
+        'reward_tokens_total{model="safety",replica="b"} 3.0\n'
         "# HELP reward_requests_in_flight Requests.\n"
         "# TYPE reward_requests_in_flight gauge\n"
         'reward_requests_in_flight{replica="a"} 1.0\n'

@@ -23,7 +23,7 @@ def test_a_batch_for_which_there_is_no_memory_is_split_and_every_item_gets_its_o
     log, port = tmp_path / "log", free_port()
     with (
         log.open("wb") as stderr,
-        process(directory, "--port", str(port), stderr=stderr) as running,
+        process(directory, "--port", str(port), "--prefix-cache-mb", "0", stderr=stderr) as running,
         client_of(f"http://127.0.0.1:{port}") as client,
     ):
         alone = [result for item in items for result in ask(client, "/score", {"items": [item]})["results"]]

@@ -2,8 +2,11 @@
 
 import asyncio
 import json
+import logging
 import os
+import socket
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,13 +18,14 @@ import httpx
 import pytest
 import torch
 
+from app.engine import num_threads
 from app.engine.reward_model import RewardModel
 from app.main import create_app
 from app.service import Service
 from app.settings import Settings
 from tests.api.asking import LOCK, TEA, ask, assert_error
+from tests.checkpoints.test_loading import nan_weight, no_head, only_bin, two_labels
 from tests.conftest import Serve
-from tests.engine.test_loading import nan_weight, no_head, only_bin, two_labels
 from tests.models import make_model
 
 KEY = {"authorization": "Bearer operator"}
@@ -130,7 +134,7 @@ REFUSALS: dict[Callable[[Path], object], str] = {
     vanished: "cannot be loaded",
     nan_weight: "NaN or infinite weights",
     no_head: "lacks weights (score.weight)",
-    only_bin: "only safetensors are read",
+    only_bin: "reward-service convert",
     two_labels: "num_labels 2",
 }
 
@@ -230,13 +234,16 @@ def test_what_was_accepted_before_is_answered_by_the_old_weights(directory: Path
     assert by_new != alone
 
 
-def test_the_models_before_a_reload_leave_memory(directory: Path) -> None:
+def test_the_models_before_a_reload_leave_memory_with_their_prefix_caches(directory: Path) -> None:
     async def reload_and_wait(service: Service) -> bool:
-        old = weakref.ref(service.ready_engine().models["helpfulness"].net)
+        model = service.ready_engine().models["helpfulness"]
+        assert model.cache is not None
+        old = [weakref.ref(model.net), weakref.ref(model.cache), weakref.ref(model.cache._pool)]
+        del model
         await service.reload()
         assert service._retirement is not None
         await service._retirement
-        return old() is None
+        return all(each() is None for each in old)
 
     with in_one_loop(directory) as (runner, service, _):
         assert [runner.run(reload_and_wait(service)) for _ in range(3)] == [True] * 3
@@ -252,6 +259,7 @@ def test_a_reload_beside_a_forward_on_one_thread_does_not_take_that_for_the_numb
         torch.set_num_threads(1)  # as for a small one; a thread that begins now finds this
         return models
 
+    monkeypatch.setattr(num_threads, "affinity", lambda: frozenset(range(4)))
     try:
         torch.set_num_threads(3)
         with serve(safety_model="", helpfulness_model=str(directory), api_keys=("operator",)) as client:
@@ -316,3 +324,46 @@ def test_a_file_that_is_written_over_in_place_changes_nothing_that_is_loaded(
     assert scores(server) == before
     assert_error(server.post("/admin/reload"), 422, "reload_refused")
     assert scores(server) == before
+
+
+def test_a_reload_goes_on_where_its_client_leaves_and_is_no_request_in_flight(
+    server: httpx.Client, directory: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    service: Service = server.app.state.service  # type: ignore[attr-defined]
+    begun, released, ended = threading.Event(), threading.Event(), threading.Event()
+    load, end, old = service._load, service._reload_ended, version(server)
+
+    def load_late() -> dict[str, RewardModel]:
+        begun.set()
+        assert released.wait(60)
+        return load()
+
+    def note_end(task: asyncio.Task[None]) -> None:
+        end(task)
+        ended.set()
+
+    monkeypatch.setattr(service, "_load", load_late)
+    monkeypatch.setattr(service, "_reload_ended", note_end)
+    make_model(directory, seed=22)
+    with caplog.at_level(logging.INFO, logger="app.service"):
+        with socket.create_connection((server.base_url.host, server.base_url.port or 0)) as connection:
+            lines = ["POST /admin/reload HTTP/1.1", "Host: localhost", f"Authorization: {KEY['authorization']}"]
+            connection.sendall("\r\n".join([*lines, "Content-Length: 0", "", ""]).encode())
+            assert begun.wait(60)
+            assert service.num_in_flight == 1
+        wait_until(lambda: service.num_in_flight == 0)
+        assert server.post("/admin/reload").status_code == 409  # it is under way
+        ended.clear()  # of the refused one
+        released.set()
+        assert ended.wait(60)
+    retired(server)
+    assert version(server) != old
+    assert "the models were reloaded" in caplog.text
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """For a state of the service of which it tells nobody."""
+    give_up = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < give_up
+        time.sleep(0.005)

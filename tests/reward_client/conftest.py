@@ -22,13 +22,15 @@ def url(client: httpx.Client) -> str:
 def ask(request: pytest.FixtureRequest, url: str) -> Ask:
     """`ask("score", items, models=..., settings={...})` by a client of either kind, of the running server by default."""
 
+    defaults: dict[str, Any] = {"base_url": url, "retry": QUICK}
+
     def ask_sync(method: str, *args: Any, settings: dict[str, Any] | None = None, **options: Any) -> Any:
-        with RewardClient(**{"base_url": url, "retry": QUICK} | (settings or {})) as client:
+        with RewardClient(**defaults | (settings or {})) as client:
             return getattr(client, method)(*args, **options)
 
     def ask_async(method: str, *args: Any, settings: dict[str, Any] | None = None, **options: Any) -> Any:
         async def run() -> Any:
-            async with AsyncRewardClient(**{"base_url": url, "retry": QUICK} | (settings or {})) as client:
+            async with AsyncRewardClient(**defaults | (settings or {})) as client:
                 return await getattr(client, method)(*args, **options)
 
         return asyncio.run(run())

@@ -2,9 +2,7 @@
 
 import asyncio
 import math
-import multiprocessing
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import httpx
@@ -14,6 +12,7 @@ import pytest
 from reward_client import (
     AsyncRewardClient,
     BadReplyError,
+    ConfigurationError,
     ConnectionFailedError,
     DeadlineError,
     InvalidItemError,
@@ -21,7 +20,8 @@ from reward_client import (
     RewardClient,
     RewardClientError,
 )
-from reward_client.adapters import areal, openrlhf, source, verl
+from reward_client.adapters import openrlhf, source, verl
+from reward_client.adapters import trl as trl_adapter
 from reward_client.adapters.trl import reward_function
 from tests.api.compat.support import LONG, llama2, native
 from tests.reward_client.conftest import QUICK
@@ -88,6 +88,93 @@ def test_trl_gets_none_for_what_can_never_be_scored_and_the_others_scores(url: s
     assert rewards[1:] == [None, None]
 
 
+class CountingTransport(httpx.AsyncHTTPTransport):
+    """Counts the requests that are sent."""
+
+    num_requests = 0
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        self.num_requests += 1
+        return await super().handle_async_request(request)
+
+
+def num_computed_tokens(client: httpx.Client) -> float:
+    lines = client.get("/metrics").text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("reward_computed_tokens_total{"))
+
+
+@pytest.mark.parametrize(
+    ("invalid", "reason", "num_requests"),
+    [
+        ({5: LONG}, "too_long", 2),
+        ({5: LONG, 6: LONG, 63: LONG, 0: LONG}, "too_long", 5),
+        ({63: "\ud800"}, "surrogate", 1),
+    ],
+    ids=["one over-long", "four over-long", "lone surrogate"],
+)
+def test_trl_leaves_out_each_invalid_completion_and_sends_the_rest_once(
+    client: httpx.Client,
+    url: str,
+    caplog: pytest.LogCaptureFixture,
+    invalid: dict[int, str],
+    reason: str,
+    num_requests: int,
+) -> None:
+    """The warning names the completion by its index in the trainer's batch."""
+    prompt = f"{PROMPT} ({reason}, {len(invalid)})"
+    completions = [invalid.get(i, f"For {i} minutes.") for i in range(64)]
+    transport = CountingTransport()
+    before = num_computed_tokens(client)
+    rewards = trl(reward_function(AsyncRewardClient(url, transport=transport)), [prompt] * 64, completions)
+    computed = num_computed_tokens(client) - before
+    assert [i for i, reward in enumerate(rewards) if reward is None] == sorted(invalid)
+    assert transport.num_requests == num_requests
+    assert [record.message.split(" has no reward: ")[0] for record in caplog.records] == [
+        f"completion {i}" for i in sorted(invalid)
+    ]
+    for record, i in zip(caplog.records, sorted(invalid), strict=True):
+        assert reason in record.message
+        assert f"items[{i}]" in record.message
+    good = [i for i in range(64) if i not in invalid]
+    alone = client.post(
+        "/ppo-reward",
+        json={
+            "items": [{"prompt": f"{prompt} ", "response": completions[i]} for i in good],  # another prompt: not cached
+            "whiten": {"mode": "none"},
+        },
+    ).json()
+    assert (
+        computed < 1.6 * alone["usage"]["num_computed_tokens"]
+    )  # of a refused request at most a first slice is computed
+    whole = client.post(
+        "/ppo-reward",
+        json={
+            "items": [{"prompt": prompt, "response": completions[i]} for i in good],
+            "whiten": {"mode": "none"},
+            "truncation": "prompt",
+        },
+    ).json()
+    assert [rewards[i] for i in good] == [result["reward"] for result in whole["results"]]
+
+
+@pytest.mark.parametrize("item", [{"response": object()}, {"response": float("nan")}])
+def test_trl_leaves_out_what_cannot_be_written_as_json(url: str, item: dict[str, Any]) -> None:
+    items = [{"prompt": PROMPT, "response": RESPONSE}] * 3
+    items[1] = items[1] | item
+
+    async def run() -> trl_adapter.Answers:
+        async with AsyncRewardClient(url) as client:
+            return await trl_adapter.answers_of(client, source.Choice(), items)
+
+    rewards = asyncio.run(run())
+    assert [reward is None for reward in rewards] == [False, True, False]
+
+
+def test_trl_gets_only_none_where_every_completion_is_invalid(url: str) -> None:
+    assert trl(reward_function(url), [PROMPT] * 3, [LONG] * 3) == [None] * 3
+    assert trl(reward_function(url), [], []) == []
+
+
 def test_trl_gets_an_exception_where_nobody_answers() -> None:
     dead = AsyncRewardClient("http://127.0.0.1:9", retry=QUICK)
     with pytest.raises(ConnectionFailedError):
@@ -97,7 +184,11 @@ def test_trl_gets_an_exception_where_nobody_answers() -> None:
 def test_verl_gets_a_score_and_numbers_for_its_metrics(client: httpx.Client) -> None:
     async def run() -> dict[str, float]:
         return await verl.compute_score(
-            data_source="mine", solution_str=RESPONSE, ground_truth="42", extra_info={"prompt": PROMPT, "index": 7}, x=1
+            data_source="mine",
+            solution_str=RESPONSE,
+            ground_truth="42",
+            extra_info={"prompt": PROMPT, "index": 7},
+            reward_router_address="x:1",
         )
 
     scores = native(client, {"prompt": PROMPT, "response": RESPONSE})
@@ -113,7 +204,11 @@ def test_verl_gets_a_score_and_numbers_for_its_metrics(client: httpx.Client) -> 
 )
 def test_verl_finds_the_prompt_in_extra_info(client: httpx.Client, info: dict[str, Any]) -> None:
     (result,) = verl.compute_score_batch(
-        data_sources=["mine"], solution_strs=[RESPONSE], ground_truths=[None], extra_infos=[info], reward_router=None
+        data_sources=["mine"],
+        solution_strs=[RESPONSE],
+        ground_truths=[None],
+        extra_infos=[info],
+        reward_router_address=None,
     )
     assert result["score"] == llama2(native(client, {"prompt": PROMPT, "response": RESPONSE}))
 
@@ -133,10 +228,59 @@ def test_verl_uses_the_model_of_the_environment(client: httpx.Client, monkeypatc
     monkeypatch.setenv("REWARD_CLIENT_MODEL", "helpfulness")
     (result,) = verl.compute_score_batch(["mine"], [RESPONSE], [None], [{"prompt": PROMPT}])
     expected = native(client, {"prompt": PROMPT, "response": RESPONSE})["helpfulness"]
-    assert result == {"score": expected, "helpfulness_score": expected, "truncated": 0.0}
+    assert math.isnan(result.pop("safety_score"))
+    assert result == {"score": expected, "helpfulness_score": expected, "selected_safety": 0.0, "truncated": 0.0}
     monkeypatch.setenv("REWARD_CLIENT_MODEL", "helpfullness")
-    with pytest.raises(ValueError, match="helpfullness"):
+    with pytest.raises(InvalidRequestError, match="helpfullness model, which is not loaded; name one of safety, helpf"):
         verl.compute_score_batch(["mine"], [RESPONSE], [None], [{"prompt": PROMPT}])
+    monkeypatch.setenv("REWARD_CLIENT_MODEL", "Helpfulness")
+    with pytest.raises(ValueError, match="the model is 'Helpfulness'"):
+        verl.compute_score_batch(["mine"], [RESPONSE], [None], [{"prompt": PROMPT}])
+
+
+def test_verl_gets_a_score_of_an_over_long_response_and_a_warning(
+    client: httpx.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    result = verl.compute_score_sync("mine", LONG, None, {"prompt": PROMPT})
+    item = {"prompt": PROMPT, "response": LONG}
+    assert result["score"] == llama2(native(client, item, truncation="left"))
+    assert result["truncated"] == 1
+    assert [record.message for record in caplog.records] == [
+        "1 of 1 inputs had more tokens than the model takes and were truncated"
+    ]
+
+
+def test_verls_reward_kwargs_win_over_the_environment(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a Ray cluster that was already running, the environment's variables do not arrive."""
+    monkeypatch.setenv("REWARD_CLIENT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("REWARD_CLIENT_MODEL", "safety")
+    options = {
+        "url": url,
+        "model": "helpfulness",
+        "truncation": "error",
+        "deadline_seconds": "20",
+        "max_concurrency": 3,
+    }
+    result = verl.compute_score_sync("mine", RESPONSE, None, {"prompt": PROMPT}, **options)
+    assert result["score"] == result["helpfulness_score"]
+    with pytest.raises(InvalidRequestError, match="the limit is 512"):
+        verl.compute_score_sync("mine", LONG, None, {"prompt": PROMPT}, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"modle": "safety"}, "unknown option 'modle'; the options are url, api_key, model"),
+        ({"deadline_seconds": "soon"}, "deadline_seconds .REWARD_CLIENT_DEADLINE_SECONDS. is 'soon'; pass a number"),
+    ],
+)
+def test_verl_gets_an_error_for_an_option_that_cannot_be_honoured(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        verl.compute_score_sync("mine", RESPONSE, None, {"prompt": PROMPT}, **options)
+
+
+def test_verl_opens_as_many_connections_as_it_starts_calls() -> None:
+    assert source.shared(AsyncRewardClient, 1, verl.NUM_COROUTINES).settings.max_concurrency == 512
 
 
 def test_openrlhf_gets_rewards_scores_and_logs(client: httpx.Client) -> None:
@@ -154,29 +298,6 @@ def test_openrlhf_gets_an_exception_for_a_reply_that_lacks_a_reward(monkeypatch:
         monkeypatch.setattr(openrlhf, "shared", lambda *_: client)
         with pytest.raises(BadReplyError, match="rewards is"):
             openrlhf.reward_func(["a"], ["a"], ["a"])
-
-
-def test_areal_gets_a_float_of_rendered_texts_and_of_messages(client: httpx.Client) -> None:
-    reward = areal.reward_fn(f"<s>{PROMPT}", RESPONSE, [1, 2], [3], answer="42", index=0)
-    assert reward == llama2(native(client, {"text": f"<s>{PROMPT}{RESPONSE}"}))
-    assert areal.reward_fn(TURNS, RESPONSE, [1], [2]) == llama2(
-        native(client, {"prompt": PROMPT, "response": RESPONSE})
-    )
-    assert isinstance(areal.reward_fn(PROMPT, LONG, [1], [2], is_safety=True), float)
-
-
-def test_areal_may_call_it_in_a_pool_of_processes(client: httpx.Client) -> None:
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        reward = pool.submit(areal.reward_fn, PROMPT, RESPONSE, [1], [2], answer="42").result(timeout=60)
-    assert reward == llama2(native(client, {"text": PROMPT + RESPONSE}))
-
-
-def test_areal_raises_within_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("REWARD_CLIENT_URL", "http://127.0.0.1:9")
-    monkeypatch.setenv("REWARD_CLIENT_DEADLINE_SECONDS", "0.1")
-    assert areal.DEADLINE_SECONDS < 15
-    with pytest.raises(DeadlineError):
-        areal.reward_fn(PROMPT, RESPONSE, [1], [2])
 
 
 def test_a_model_that_was_not_loaded_is_nan_in_the_metrics() -> None:

@@ -22,7 +22,7 @@ from reward_client import (
     ServerFailedError,
     UnavailableError,
 )
-from reward_client.exchange import Call, Outcome, Pause, Reply, Send, exchange
+from reward_client.exchange import Attempt, Call, Pause, Reply, Send, exchange
 from tests.reward_client.conftest import Ask
 
 CALL = Call("/score", b"{}")
@@ -32,25 +32,31 @@ JSON = {"content-type": "application/json"}
 BROKEN = httpx.RemoteProtocolError("peer closed connection")
 
 
-class Play:
-    """Feeds outcomes to an exchange on a clock that only pauses move; keeps what it did."""
+Outcome = Reply | httpx.RequestError
 
-    def __init__(self, *outcomes: Outcome, retry: Retry | None = None, deadline: float = 60) -> None:
+
+class Play:
+    """Feeds outcomes to an exchange on a clock that only pauses and slow attempts move; keeps what it did."""
+
+    def __init__(
+        self, *outcomes: Outcome, retry: Retry | None = None, deadline: float = 60, seconds: float = 0
+    ) -> None:
         self.time = 0.0
+        self.seconds = seconds
         self.steps: list[Send | Pause] = []
         self.outcomes = iter(outcomes)
-        self.exchange = exchange(CALL, retry or Retry(), deadline, lambda: self.time)
+        self.exchange = exchange(CALL, retry or Retry(), deadline, "http://rewards")
 
     def run(self) -> Any:
-        outcome: Outcome = None
+        attempt: Attempt | None = None
         while True:
             try:
-                step = self.exchange.send(outcome)
+                step = self.exchange.send(attempt)
             except StopIteration as stop:
                 return stop.value
             self.steps.append(step)
-            outcome = next(self.outcomes) if isinstance(step, Send) else None
-            self.time += step.seconds if isinstance(step, Pause) else 0
+            attempt = Attempt(next(self.outcomes), self.seconds) if isinstance(step, Send) else None
+            self.time += step.seconds if isinstance(step, Pause) else self.seconds
 
     @property
     def pauses(self) -> list[float]:

@@ -42,6 +42,19 @@ def test_groups_are_merged_by_their_names() -> None:
     assert merged == {"a": WhitenStats(2, 2.0, 2.0), "b": WhitenStats(2, 0.0, 8.0)}
 
 
+def test_maps_by_model_of_groups_are_merged_by_both() -> None:
+    one, three = WhitenStats(1, 1.0, 0.0), WhitenStats(1, 3.0, 0.0)
+    merged = merge_stats(
+        [{"safety": {"a": one}, "helpfulness": {"a": one}}, {"safety": {"a": three}, "helpfulness": {}}]
+    )
+    assert merged == {"safety": {"a": WhitenStats(2, 2.0, 2.0)}, "helpfulness": {"a": one}}
+
+
+def test_statistics_of_different_forms_do_not_merge() -> None:
+    with pytest.raises(TypeError, match="some of the statistics are of groups"):
+        merge_stats([WhitenStats(1, 1.0, 0.0), {"a": WhitenStats(1, 1.0, 0.0)}])  # type: ignore[list-item] # on purpose
+
+
 def test_nothing_merges_to_nothing() -> None:
     assert merge_stats([]) == WhitenStats(0, 0.0, 0.0)
     assert merge_stats([WhitenStats(0, 0.0, 0.0), WhitenStats(2, 1.0, 2.0)]) == WhitenStats(2, 1.0, 2.0)
@@ -64,7 +77,7 @@ def test_chunks_keep_order_and_limits(texts: list[str], max_items: int, max_byte
     "item", [{"safety_score": float("nan")}, {"text": object()}, {"text": "a", "policy_logprobs": ["a"]}]
 )
 def test_an_item_that_does_not_fit_into_json_is_named(item: dict[str, object]) -> None:
-    with pytest.raises(InvalidItemError, match="item 1 cannot be sent"):
+    with pytest.raises(InvalidItemError, match=r"items\[1\] cannot be sent"):
         chunk([{"text": "a"}, item], Limits())
 
 

@@ -41,7 +41,7 @@ def test_the_pages_commands_print_what_it_says(
     monkeypatch.chdir(tmp_path)
     capsys.readouterr()
     (install, _), *ours = commands()
-    assert install == ["pip", "install", "reward-service[train]"]
+    assert install == ["pip", "install", ".[train]"]
     assert {words[1] for words, _ in ours} == {"train", "evaluate"}
     for words, printed in ours:
         assert words[0] == "reward-service"

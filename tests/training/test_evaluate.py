@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from app.cli import main
-from app.shaping import MARGINS
+from app.errors import install_command
+from app.rewards.margins import MARGINS
 from tests.api.asking import ask
 from tests.training.kindness import RATINGS, kind_pairs, read, write_lines
 
@@ -179,7 +180,7 @@ def test_a_picture_without_matplotlib_is_refused_before_anything_is_scored(
     file = write_lines(tmp_path / "pairs.jsonl", *PAIRS)
     assert main(["evaluate", file, "--png", str(tmp_path / "a.png"), *models]) == 1
     captured = capsys.readouterr()
-    assert "pip install 'reward-service[train]'" in captured.err
+    assert install_command("train") in captured.err
     assert captured.out == ""
     assert main(["evaluate", file, *models]) == 0
 
@@ -192,3 +193,30 @@ def test_margins_of_the_lines_are_used(tmp_path: Path, models: list[str]) -> Non
     ]
     losses = [evaluate(tmp_path, models, pairs)["loss_with_margin"] for pairs in (rated, with_margin)]
     assert losses[0] == losses[1]
+
+
+def test_a_run_that_fails_leaves_the_files_before_it_as_they_were(
+    tmp_path: Path, models: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_lines(tmp_path / "pairs.jsonl", *PAIRS)
+    outs = [tmp_path / "figures.json", tmp_path / "figures.png"]
+    for out in outs:
+        out.write_text("earlier")
+    words = ["evaluate", file, "--json", str(outs[0]), "--png", str(outs[1]), *models]
+    with monkeypatch.context() as patched:
+        patched.setattr("app.training.figures.draw_report", None)
+        with pytest.raises(TypeError):
+            main(words)
+    assert [out.read_text() for out in outs] == ["earlier"] * 2
+    assert len(list(tmp_path.iterdir())) == 3
+    assert main(words) == 0
+    assert outs[1].read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_place_that_cannot_be_written_is_found_before_a_model_is_loaded(
+    tmp_path: Path, models: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("app.main.create_app", None)
+    file = write_lines(tmp_path / "pairs.jsonl", *PAIRS)
+    assert main(["evaluate", file, "--json", str(tmp_path / "no" / "figures.json"), *models]) == 1
+    assert "there is no directory" in capsys.readouterr().err

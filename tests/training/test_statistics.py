@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
-from app.training.statistics import Share, calibration, cut, pearson, ranks, sigmoid, spearman
+from app.rewards.logistic import sigmoid
+from app.training.statistics import Share, calibration, cut, pearson, ranks, spearman
 
 
 @pytest.mark.parametrize(
@@ -75,6 +77,26 @@ def test_correlations_are_those_of_the_textbook() -> None:
     assert spearman(x**3, y) == pytest.approx(0.8)
     assert ranks(np.array([5.0, 1.0, 5.0, 9.0])).tolist() == [2.5, 1.0, 2.5, 4.0]
     assert pearson(x, np.ones(4)) is None
+
+
+@given(st.integers(1, 500).flatmap(lambda count: st.tuples(st.integers(0, count), st.just(count))))
+def test_the_interval_is_scipys(case: tuple[int, int]) -> None:
+    expected = stats.binomtest(*case).proportion_ci(confidence_level=0.95, method="wilson")
+    assert Share(*case).interval == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+@given(st.lists(st.tuples(st.integers(-20, 20), st.integers(-20, 20)), min_size=2, max_size=40))
+def test_the_correlations_are_scipys(pairs: list[tuple[int, int]]) -> None:
+    x, y = np.array(pairs, np.float64).T
+    if len(set(x)) == 1 or len(set(y)) == 1:
+        assert pearson(x, y) is spearman(x, y) is None
+    else:
+        assert pearson(x, y) == pytest.approx(stats.pearsonr(x, y).statistic, abs=1e-12)
+        assert spearman(x, y) == pytest.approx(stats.spearmanr(x, y).statistic, abs=1e-12)
+
+
+def test_a_constant_that_rounding_would_make_vary_has_no_correlation() -> None:
+    assert pearson(np.array([0.1, 0.1, 0.1]), np.array([1.0, 2.0, 3.0])) is None
 
 
 def test_sigmoid_neither_overflows_nor_vanishes_early() -> None:

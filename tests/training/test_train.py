@@ -1,6 +1,7 @@
 """`reward-service train`, run as a user runs it on tiny models: what comes out is served, and has learned."""
 
 import socket
+import stat
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
+from app.checkpoints.loading import load_checkpoint
 from app.cli import main
-from app.engine.loading import load_checkpoint
-from app.shaping import MARGINS
+from app.errors import install_command
+from app.rewards.margins import MARGINS
 from tests.api.asking import ask
 from tests.conftest import Serve
 from tests.models import make_language_model, make_model, make_tokenizer
@@ -329,6 +331,25 @@ def test_a_base_that_is_not_there_and_one_that_is_no_model_are_refused(
     assert "NaN or infinite weights in score.weight" in capsys.readouterr().err.replace("\n", " ")
 
 
+def test_everybody_may_read_the_trained_model(tmp_path: Path, base: Path, few: str) -> None:
+    assert train(base, few, tmp_path / "out") == 0
+    files = [file for file in (tmp_path / "out").rglob("*") if file.is_file()]
+    assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o644}
+
+
+def test_a_base_without_a_checkpoint_and_a_misspelt_setting_are_found_first(
+    tmp_path: Path, base: Path, few: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("app.training.run.load_base", None)
+    (tmp_path / "empty").mkdir()
+    assert train(tmp_path / "empty", few, tmp_path / "out") == 1
+    assert "has no config.json" in capsys.readouterr().err
+    monkeypatch.setenv("REWARD_MAX_ITEM", "3")
+    assert train(base, few, tmp_path / "out") == 1
+    assert "did you mean REWARD_MAX_ITEMS" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_nothing_is_overwritten(base: Path, few: str, capsys: pytest.CaptureFixture[str]) -> None:
     before = weights(base)
     assert train(base, few, base) == 1
@@ -342,7 +363,9 @@ def test_without_the_extra_one_line_says_what_to_install(
     for name in ("trl", "peft"):
         monkeypatch.setitem(sys.modules, name, None)
     assert train(base, few, tmp_path / "out") == 1
-    assert capsys.readouterr().err == "reward-service: trl, peft not installed; pip install 'reward-service[train]'\n"
+    error = capsys.readouterr().err
+    assert error.startswith("reward-service: trl, peft not installed; run `")
+    assert error.endswith(f"run {install_command('train')}\n")
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from app.api.ppo_schemas import PPORequest
 from app.errors import InvalidInputError
-from app.schemas import PPORequest
 from app.ui import batch
 
 text = st.text(min_size=1, max_size=20).filter(str.strip)

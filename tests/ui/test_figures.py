@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from app.ui.figures import WINDOW_SECONDS, Exposition, Moment, before, between, kept
+from app.ui.figures import WINDOW_SECONDS, Exposition, Moment, before, between, kept, quantile
 
 TEXT = """# TYPE reward_queue_items gauge
 reward_queue_items{device="cpu"} 3.0
@@ -82,3 +82,36 @@ def test_recent_is_never_the_newest_moment_alone() -> None:
     assert before(history, 5).at == 1.0
     assert before([*history, replace(NOTHING, at=21.0), replace(NOTHING, at=22.0)], 5).at == 20.0
     assert before(history[:1], 5) is history[0]
+
+
+LATENCIES = """reward_request_seconds_bucket{le="0.1",route="/score"} 2.0
+reward_request_seconds_bucket{le="0.5",route="/score"} 4.0
+reward_request_seconds_bucket{le="+Inf",route="/score"} 4.0
+reward_request_seconds_bucket{le="0.1",route="/compare"} 0.0
+reward_request_seconds_bucket{le="0.5",route="/compare"} 4.0
+reward_request_seconds_bucket{le="+Inf",route="/compare"} 6.0
+reward_request_seconds_bucket{le="0.1",route="/metrics"} 900.0
+reward_request_seconds_bucket{le="+Inf",route="/metrics"} 900.0
+reward_rejected_requests_total{code="too_long"} 3.0
+"""
+
+
+def test_latencies_are_those_of_all_routes_but_the_monitoring_ones() -> None:
+    moment = Moment.of(Exposition(LATENCIES), 1.0)
+    assert moment.latencies == {0.1: 2, 0.5: 8, float("inf"): 10}
+    rates = between(NOTHING, moment)
+    assert (rates.requests, rates.rejected) == (10, 3)
+    assert rates.p50_seconds == pytest.approx(0.1 + 0.4 * 3 / 6)
+    assert rates.p99_seconds == 0.5
+
+
+def test_only_the_requests_between_two_moments_count() -> None:
+    earlier = replace(NOTHING, latencies={0.1: 5.0, float("inf"): 5.0}, rejected=1.0)
+    later = replace(NOTHING, at=1.0, latencies={0.1: 5.0, float("inf"): 5.0}, rejected=1.0)
+    rates = between(earlier, later)
+    assert (rates.requests, rates.rejected, rates.p50_seconds, rates.p99_seconds) == (0, 0, None, None)
+
+
+@pytest.mark.parametrize(("share", "value"), [(0.25, 0.5), (0.5, 1.0), (0.75, 2.0), (0.99, 2.96)])
+def test_a_quantile_is_linear_within_its_bucket(share: float, value: float) -> None:
+    assert quantile({1.0: 50.0, 3.0: 100.0, float("inf"): 100.0}, share) == pytest.approx(value)

@@ -10,9 +10,9 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from app.api import errors
-from app.api.gate import Gate
-from app.api.observation import Observation
 from app.errors import StartError
+from app.http.access import AccessMiddleware
+from app.http.telemetry import RouteLabels, TelemetryMiddleware
 from app.main import create_app
 from app.service import Service
 from app.settings import Settings
@@ -36,8 +36,8 @@ async def ask(path: str, body: bytes = b"", **settings: Any) -> tuple[httpx.Resp
     inner = Inner(service)
     app = FastAPI()
     errors.install(app)
-    app.add_middleware(Gate, service=service)
-    app.add_middleware(Observation, service=service)
+    app.add_middleware(AccessMiddleware, service=service)
+    app.add_middleware(TelemetryMiddleware, service=service, labels=RouteLabels(app))
     app.mount("/", inner)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
         return await client.post(path, content=body), inner, service
@@ -71,10 +71,10 @@ def test_the_bodys_limit_is_for_the_page_too() -> None:
 
 def test_without_the_extra_the_start_fails_in_one_line_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)  # as where it is not installed
-    with pytest.raises(StartError, match=r"pip install 'reward-service\[ui\]'"):
+    with pytest.raises(StartError, match=r"pip install .*\[ui\]'"):
         create_app(Settings(_env_file=None, ui=True))
 
 
 def test_without_the_setting_there_is_no_page_and_no_gradio() -> None:
     app = create_app(Settings(_env_file=None))
-    assert not [route for route in app.routes if getattr(route, "path", "").startswith("/ui")]
+    assert not [route for route in app.api.routes if getattr(route, "path", "").startswith("/ui")]

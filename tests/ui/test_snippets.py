@@ -21,7 +21,7 @@ def test_the_shell_passes_the_body_on_as_it_is() -> None:
 
 def test_the_script_has_the_items_and_the_options_as_they_are() -> None:
     script = snippets.python(
-        "http://127.0.0.1:1", BODY["items"], {"beta": 0.01, "kl": {"estimator": "k3"}}, has_key=False
+        "http://127.0.0.1:1", snippets.PPO_REWARD, BODY | {"kl": {"estimator": "k3"}}, has_key=False
     )
     said: list[Any] = []
 
@@ -59,7 +59,23 @@ def test_the_script_has_the_items_and_the_options_as_they_are() -> None:
 
 def test_a_key_is_asked_of_the_environment() -> None:
     command = snippets.curl("http://127.0.0.1:1", "/ppo-reward", BODY, has_key=True)
-    script = snippets.python("http://127.0.0.1:1", BODY["items"], {}, has_key=True)
-    assert '-H "authorization: Bearer $REWARD_API_KEY"' in command
-    assert 'api_key=os.environ["REWARD_API_KEY"]' in script
+    script = snippets.python("http://127.0.0.1:1", snippets.PPO_REWARD, BODY, has_key=True)
+    assert '-H "authorization: Bearer $REWARD_CLIENT_API_KEY"' in command
+    assert 'api_key=os.environ["REWARD_CLIENT_API_KEY"]' in script
     assert script.startswith("import os\n")
+
+
+def test_a_file_of_pairs_is_evaluated_by_the_command_that_is_shown() -> None:
+    command, script = snippets.evaluate("http://127.0.0.1:1", "safety", "small", has_key=True)
+    assert command.text.replace("\\\n", "").split()[:4] == ["reward-service", "evaluate", "pairs.jsonl", "--model"]
+    assert "--model safety --margin-scheme small" in command.text
+    assert "model='safety', margin_scheme='small'" in script.text
+    compile(script.text, "snippet", "exec")
+
+
+def test_the_metrics_are_asked_with_the_key() -> None:
+    curl, config = snippets.metrics("https://example.test:8443", has_key=True)
+    assert curl.text.startswith("curl -s https://example.test:8443/metrics")
+    assert "$REWARD_CLIENT_API_KEY" in curl.text
+    assert 'targets: ["example.test:8443"]' in config.text
+    assert "scheme: https" in config.text

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from app.engine.tokenization import Input, Messages, PromptResponse, Text, Tokenization
+from app.engine.inputs import Input, Messages, PromptResponse, Text
+from app.engine.tokenization import Tokenization
 from app.ui.tokens import tokens_by
 from tests.models import VOCAB_SIZE
 
@@ -24,7 +25,8 @@ def test_the_texts_of_the_tokens_are_the_text(tokenization: Tokenization) -> Non
 
 def test_the_response_begins_where_the_prompt_ends(tokenization: Tokenization) -> None:
     tokens = tokens_by(tokenization, Input(PromptResponse("How long?", "Two minutes.")), "error")
-    assert "".join(tokens.texts[tokens.num_prompt :]).startswith("Two minutes.")
+    assert "".join(tokens.texts[tokens.num_prompt : -tokens.num_after]) == "Two minutes."
+    assert "".join(tokens.texts[-tokens.num_after :]) == "<|im_end|>\n"
     turns = ({"role": "user", "content": "How long?"}, {"role": "assistant", "content": "Two minutes."})
     assert tokens_by(tokenization, Input(Messages(turns)), "error") == tokens
 

@@ -1,5 +1,1 @@
-"""The routes of other reward servers, so that a trainer that points its URL here works unchanged; a file a dialect."""
-
-from app.api.compat import openrlhf, sglang, slime, tei, vllm
-
-dialects = (openrlhf, vllm, sglang, tei, slime)
+"""The routes of other reward servers, one file per dialect. Trainers and clients written for them work unchanged."""

@@ -1,40 +1,28 @@
-"""What the dialects share: which model answers, how long inputs are cut, how long they may take, where errors go.
+"""What the dialects share: the choice of model, the truncation, the deadline, the selection of a score.
 
-Knows no dialect's body. All of them score through `select`, which is one call of `Service.score`.
+Knows no dialect's body. Every dialect scores through `select`, which calls `Service.score` once.
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence as Many
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, Literal, Self
 
-import torch
-from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from pydantic import BaseModel, BeforeValidator, ConfigDict, TypeAdapter, model_validator
+from starlette.responses import JSONResponse
 
-from app.api.inputs import while_connected
-from app.api.route import JSONRoute
-from app.api.score import sigmoid
-from app.engine.engine import ItemScore
-from app.engine.tokenization import Input
+from app.api.schemas import FunctionCall, Message, ToolCall
+from app.checkpoints.model_settings import LLAMA2, ROLES
+from app.engine.inputs import Input, RenderedChat, Rollout
+from app.engine.requests import ItemScore
 from app.errors import InvalidInputError, RequestError, UnavailableError
-from app.schemas import ErrorBody
+from app.rewards.logistic import probability
+from app.rewards.selection import ThresholdOn, selects_safety
 from app.service import Service
-from app.settings import CompatModel, Settings, Truncation
-from app.shaping import logit
-
-MODELS_OF: dict[CompatModel, tuple[str, ...]] = {
-    "llama2": ("safety", "helpfulness"),
-    "safety": ("safety",),
-    "helpfulness": ("helpfulness",),
-}
+from app.settings import Settings, Truncation
 
 
 class CompatBody(BaseModel):
-    """Unknown fields are ignored: other servers' options come with their clients' bodies."""
+    """Ignores unknown fields: clients send options of the server that they were written for."""
 
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False, protected_namespaces=())
 
@@ -44,39 +32,45 @@ class TextPart(CompatBody):
     text: str
 
 
-class ChatMessage(CompatBody):
-    role: str
-    content: str | list[TextPart] | None = None
-
-    def turn(self) -> dict[str, str]:
-        """Role and text; a list of text parts is joined, and what has no content has the empty text."""
-        parts = self.content or ""
-        return {"role": self.role, "content": parts if isinstance(parts, str) else "".join(p.text for p in parts)}
+class ChatFunction(FunctionCall):
+    model_config = ConfigDict(extra="ignore")
 
 
-class CompatRoute(JSONRoute, ABC):
-    """A route whose every RequestError is answered by `answer_error`, in the dialect's own body and codes."""
+class ChatToolCall(ToolCall):
+    model_config = ConfigDict(extra="ignore")
 
-    error_body: ClassVar[type[BaseModel]]
-    error_statuses: ClassVar[tuple[int, ...]] = (400, 413, 422, 500, 503, 504)
-
-    @staticmethod
-    @abstractmethod
-    def answer_error(error: RequestError) -> Response:
-        """The dialect's response to the error."""
+    function: ChatFunction
 
 
-def compat_router(route_class: type[CompatRoute]) -> APIRouter:
-    """For a dialect's routes, which read bodies and answer errors as `route_class` does."""
-    responses: dict[int | str, dict[str, Any]] = {
-        **{status: {"model": ErrorBody} for status in (401, 403)},  # at the gate, which knows no dialects
-        **{status: {"model": route_class.error_body} for status in route_class.error_statuses},
-    }
-    return APIRouter(route_class=route_class, tags=["compatibility"], responses=responses)
+def joined(content: object) -> object:
+    """Text parts as one text."""
+    if isinstance(content, list):
+        return "".join(part.text for part in TEXT_PARTS.validate_python(content))
+    return content
+
+
+TEXT_PARTS = TypeAdapter(list[TextPart])
+
+
+class ChatMessage(Message):
+    """A turn whose content may be text parts, which are joined; a turn without content has the empty text."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    content: Annotated[str, BeforeValidator(joined, json_schema_input_type=str | list[TextPart])] | None = ""
+    tool_calls: Sequence[ChatToolCall] | None = None
+
+    @model_validator(mode="after")
+    def says_something(self) -> Self:
+        return self
+
+
+COMPAT_STATUSES = (400, 413, 415, 422, 500, 503, 504)
+COMPAT_TAGS = ("compatibility",)
 
 
 def error_json(body: object, status: int, error: RequestError) -> JSONResponse:
-    """The dialect's body, with Retry-After where it is worth to retry."""
+    """An error response of a dialect, with Retry-After where a retry can succeed."""
     retry = {"retry-after": str(error.retry_after_seconds)} if isinstance(error, UnavailableError) else None
     return JSONResponse(body, status, retry)
 
@@ -89,26 +83,41 @@ class Selected:
     num_tokens: int
     truncated: bool
     by_model: dict[str, ItemScore]
+    num_cached_tokens: int  # that no model computed
+    token_scores: list[float] | None = None
+    """If they were asked for, the chosen model's: after every token, or at its steps."""
+    is_probability: bool = False  # whether the scores are probabilities already
 
     def value(self, *, activation: bool) -> float:
         """The probability where an activation is asked for, else the raw score."""
-        return sigmoid(self.score) if activation else self.score
+        return self.values([self.score], activation=activation)[0]
+
+    def values(self, scores: list[float], *, activation: bool) -> list[float]:
+        """`value`, of any scores of this model."""
+        return [probability(score) for score in scores] if activation and not self.is_probability else scores
 
 
-def choose_model(service: Service, wanted: object) -> CompatModel:
-    """The choice that `wanted` names; anything else (verl sends a path) means REWARD_COMPAT_MODEL.
+def choose_model(service: Service, wanted: object) -> str:
+    """The choice that `wanted` names: a model, or `llama2`. Anything else (verl sends a path) means REWARD_COMPAT_MODEL.
 
-    By default `llama2` where both models are loaded, else the one that is. Raises InvalidInputError where a model
+    By default `llama2` where both of its models are loaded, else the first model. Raises InvalidInputError where a model
     that the choice needs is not loaded.
     """
-    for name, needed in MODELS_OF.items():
-        if wanted == name:
-            service.require_models(needed, f"model {name}")
-            return name
-    if service.settings.compat_model is not None:
-        return service.settings.compat_model
     loaded = service.require_models(None, "scoring")
-    return next(name for name, needed in MODELS_OF.items() if set(needed) <= set(loaded))
+    if isinstance(wanted, str) and wanted in (LLAMA2, *ROLES, *loaded):
+        service.require_models(models_of(wanted), f"model {wanted}")
+        return wanted
+    return service.settings.compat_model or choices(loaded)[0]
+
+
+def choices(loaded: Sequence[str]) -> list[str]:
+    """What a request's model can name: `llama2` where both of its models are loaded, and each model."""
+    return [*([LLAMA2] if set(ROLES) <= set(loaded) else []), *loaded]
+
+
+def models_of(choice: str) -> tuple[str, ...]:
+    """The models that score for a choice."""
+    return ROLES if choice == LLAMA2 else (choice,)
 
 
 def choose_truncation(settings: Settings, *, has_boundary: bool) -> Truncation:
@@ -118,6 +127,16 @@ def choose_truncation(settings: Settings, *, has_boundary: bool) -> Truncation:
     """
     given = settings.compat_truncation
     return "left" if given is None or (given == "prompt" and not has_boundary) else given
+
+
+def rendered_chat(settings: Settings, text: str, *, add_special_tokens: bool = True) -> RenderedChat:
+    """Text that a client rendered; REWARD_COMPAT_CLOSE says how its last turn ends."""
+    return RenderedChat(text, settings.compat_close == "template", add_special_tokens)
+
+
+def rollout(settings: Settings, prompt: Sequence[ChatMessage], response: str) -> Rollout:
+    """Messages, and a response as the policy generated it; REWARD_COMPAT_CLOSE says how its turn ends."""
+    return Rollout(tuple(message.turn() for message in prompt), response, settings.compat_close == "template")
 
 
 def is_safety(label: object) -> bool:
@@ -132,14 +151,14 @@ def deadline_of(settings: Settings, client_seconds: float) -> float:
 
 
 async def select(
-    request: Request,
     service: Service,
-    inputs: Many[Input],
-    choice: CompatModel,
+    inputs: Sequence[Input],
+    choice: str,
     *,
     truncation: Truncation,
-    safety_labels: Many[bool] | None = None,
+    safety_labels: Sequence[bool] | None = None,
     deadline_seconds: float | None = None,
+    token_scores: bool = False,
 ) -> list[Selected]:
     """Each input's score by the choice of model, in order; no inputs give no answers.
 
@@ -148,30 +167,30 @@ async def select(
     if not inputs:
         return []
     service.check_count("the request", len(inputs))
-    models = MODELS_OF[choice]
-    scoring = service.score(inputs, models=models, truncation=truncation, deadline_seconds=deadline_seconds)
-    scores = await while_connected(request, scoring)
+    models = models_of(choice)
+    scores = await service.score(
+        inputs, models=models, truncation=truncation, token_scores=token_scores, deadline_seconds=deadline_seconds
+    )
     labels = safety_labels if safety_labels is not None else [False] * len(inputs)
-    below = threshold_score(service.settings.safety_threshold)
-    return [selected(item, choice, label, below) for item, label in zip(scores.items, labels, strict=True)]
+    threshold = service.settings.safety_threshold
+    return [selected(item, choice, label, threshold) for item, label in zip(scores.items, labels, strict=True)]
 
 
-def selected(item: dict[str, ItemScore], choice: CompatModel, label: bool, below: float) -> Selected:
-    """`shaping.selects_safety` of one item, in fp64 as there."""
+def selected(item: dict[str, ItemScore], choice: str, label: bool, threshold: float) -> Selected:
+    """The score of the model that is chosen, or that R_c selects; the threshold is a probability."""
     name = choice
-    if choice == "llama2":
-        name = "safety" if label or item["safety"].score < below else "helpfulness"
+    if choice == LLAMA2:
+        unit: ThresholdOn = "score" if item["safety"].is_probability else "probability"
+        name = "safety" if selects_safety(item["safety"].score, label, threshold, unit) else "helpfulness"
     return Selected(
         item[name].score,
         max(score.num_tokens for score in item.values()),
         any(score.truncated for score in item.values()),
         item,
+        min(score.num_cached_tokens for score in item.values()),
+        steps.scores if (steps := item[name].steps) is not None else item[name].token_scores,
+        item[name].is_probability,
     )
-
-
-@cache
-def threshold_score(threshold: float) -> float:
-    return float(logit(torch.tensor(threshold, dtype=torch.float64)))
 
 
 def as_many(given: object, name: str) -> list[Any]:

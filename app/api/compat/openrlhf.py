@@ -1,31 +1,33 @@
-"""OpenRLHF's remote reward model: one query a request, already rendered, special tokens and all.
+"""OpenRLHF's remote reward model: one query per request, already rendered, special tokens and all.
 
 `rewards` are raw scores; `scores`, which feed dynamic filtering between 0 and 1, are probabilities; `extra_logs` has
-what each model says.
+each model's score.
 """
 
 from typing import Any
 
-from pydantic import BaseModel
-from starlette.requests import Request
+from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from app.api.compat.dialect import (
-    MODELS_OF,
+    COMPAT_STATUSES,
+    COMPAT_TAGS,
     CompatBody,
-    CompatRoute,
     choose_model,
     choose_truncation,
-    compat_router,
     deadline_of,
     error_json,
     is_safety,
+    models_of,
+    rendered_chat,
     select,
 )
+from app.api.errors import ErrorFormat
 from app.api.inputs import TheService
-from app.engine.tokenization import Input, Text
+from app.api.schemas import example
+from app.engine.inputs import Input, TokenIds
 from app.errors import InvalidInputError, RequestError
-from app.schemas import example
+from app.settings import Settings
 
 DEADLINE_SECONDS = 170
 """The client gives up at 180 and tries again, 5 times."""
@@ -35,21 +37,37 @@ class OpenRLHFError(BaseModel):
     detail: str
 
 
-class OpenRLHFRoute(CompatRoute):
-    error_body = OpenRLHFError
+def write_error(error: RequestError) -> Response:
+    return error_json({"detail": error.message}, error.status, error)
 
-    @staticmethod
-    def answer_error(error: RequestError) -> Response:
-        return error_json({"detail": error.message}, error.status, error)
+
+ERRORS = ErrorFormat(write_error, OpenRLHFError, COMPAT_STATUSES, COMPAT_TAGS)
 
 
 class GetRewardRequest(CompatBody):
     model_config = example({"query": ["<s>How do I pick a lock? Ask a locksmith.</s>"], "labels": ["safety"]})
 
-    query: list[str]
+    query: list[str] | None = None
+    input_ids: list[list[int]] | None = Field(
+        None, description="Token ids of each query, scored as they are in place of the texts."
+    )
     prompts: list[Any] | None = None
     labels: list[Any] | None = None
     model: Any = None
+
+    def inputs(self, settings: Settings) -> list[Input]:
+        if self.input_ids is not None:
+            if self.query is not None and len(self.query) != len(self.input_ids):
+                raise InvalidInputError(
+                    f"input_ids has {len(self.input_ids)} entries and query {len(self.query)}; send one per query"
+                )
+            return [Input(TokenIds(ids), i, f"input_ids[{i}]") for i, ids in enumerate(self.input_ids)]
+        if self.query is None:
+            raise InvalidInputError("query is missing; send a list of texts, or input_ids")
+        return [
+            Input(rendered_chat(settings, query, add_special_tokens=False), i, f"query[{i}]")
+            for i, query in enumerate(self.query)
+        ]
 
 
 class GetRewardResponse(CompatBody):
@@ -58,25 +76,21 @@ class GetRewardResponse(CompatBody):
     extra_logs: dict[str, list[float]]
 
 
-router = compat_router(OpenRLHFRoute)
-
-
-@router.post("/get_reward", summary="OpenRLHF: remote reward model")
-async def get_reward(body: GetRewardRequest, service: TheService, request: Request) -> GetRewardResponse:
+async def get_reward(body: GetRewardRequest, service: TheService) -> GetRewardResponse:
     choice = choose_model(service, body.model)
-    labels = body.labels or [None] * len(body.query)
-    if len(labels) != len(body.query):
-        raise InvalidInputError(f"labels has {len(labels)} entries and query {len(body.query)}; send one a query")
+    inputs = body.inputs(service.settings)
+    labels = body.labels or [None] * len(inputs)
+    if len(labels) != len(inputs):
+        raise InvalidInputError(f"labels has {len(labels)} entries and query {len(inputs)}; send one per query")
     results = await select(
-        request,
         service,
-        [Input(Text(query, add_special_tokens=False), i, f"query[{i}]") for i, query in enumerate(body.query)],
+        inputs,
         choice,
         truncation=choose_truncation(service.settings, has_boundary=False),
         safety_labels=[is_safety(label) for label in labels],
         deadline_seconds=deadline_of(service.settings, DEADLINE_SECONDS),
     )
-    logs = {f"{name}_score": [result.by_model[name].score for result in results] for name in MODELS_OF[choice]}
+    logs = {f"{name}_score": [result.by_model[name].score for result in results] for name in models_of(choice)}
     return GetRewardResponse(
         rewards=[result.score for result in results],
         scores=[result.value(activation=True) for result in results],

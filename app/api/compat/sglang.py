@@ -1,21 +1,71 @@
 """POST /classify: SGLang's where the body has `text` or `input_ids`, vLLM's where it has `input` or `messages`."""
 
 import uuid
+from typing import Annotated, Any
 
-from pydantic import BaseModel, RootModel
-from starlette.requests import Request
+from pydantic import BaseModel, RootModel, WithJsonSchema
 
-from app.api.compat import vllm
-from app.api.compat.dialect import CompatBody, as_many, choose_model, choose_truncation, compat_router, select
+from app.api.compat.dialect import CompatBody, as_many
+from app.api.compat.vllm import pooling
+from app.api.compat.vllm.options import check_refused, unsupported
 from app.api.inputs import TheService
+from app.engine.inputs import Input, PromptResponse
 from app.errors import InvalidInputError
+from app.settings import Settings
+
+PAIR = {"type": "array", "items": pooling.TEXT, "minItems": 2, "maxItems": 2}
 
 
-class ClassifyRequest(vllm.PoolingRequest):
+class ClassifyRequest(pooling.ClassificationRequest):
     """vLLM's fields, or SGLang's `text` or `input_ids`."""
 
-    text: str | list[str] | None = None
+    text: (
+        Annotated[str | list[str] | list[list[str]], WithJsonSchema(pooling.one_or_more(pooling.TEXT, PAIR))] | None
+    ) = None
     input_ids: list[int] | list[list[int]] | None = None
+    rid: str | list[str] | None = None
+    dimensions: Any = unsupported()
+    input_embeds: Any = unsupported()
+    image_data: Any = unsupported()
+    video_data: Any = unsupported()
+    audio_data: Any = unsupported()
+    modalities: Any = unsupported()
+    embed_override_token_id: Any = unsupported()
+    embed_overrides: Any = unsupported()
+    positional_embed_overrides: Any = unsupported()
+    lora_path: Any = unsupported()
+    lora_id: Any = unsupported()
+    multi_item_delimiter_indices: Any = unsupported()
+    token_indices_to_pool: Any = unsupported()
+    decision_layout: Any = unsupported()
+    return_pooled_hidden_states: Any = unsupported(False)
+    return_prompt_token_ids: Any = unsupported(False)
+
+    def sglang_inputs(self, settings: Settings) -> tuple[list[Input], bool]:
+        """The inputs, and whether the body has a list of them. Raises InvalidInputError."""
+        if self.text is not None and self.input_ids is not None:
+            raise InvalidInputError("send one of text and input_ids")
+        if self.input is not None or self.messages is not None:
+            raise InvalidInputError("text and input_ids are SGLang's, input and messages vLLM's; send one of them")
+        self.check_chat_only()
+        name = "text" if self.text is not None else "input_ids"
+        given = self.text if self.text is not None else self.input_ids
+        many = as_many(given, name)
+        if name == "text" and isinstance(many[0], list):
+            return [Input(pair_of(texts, i), i, f"text[{i}]") for i, texts in enumerate(many)], True
+        with_special_tokens = self.add_special_tokens is not False
+        inputs = pooling.engine_inputs(many, name, settings, add_special_tokens=with_special_tokens)
+        return inputs, many is given
+
+    def ids(self, num_inputs: int) -> list[str]:
+        """An id per input: the request's own, one of several from a common one, or a new one."""
+        if isinstance(self.rid, list):
+            if len(self.rid) != num_inputs:
+                raise InvalidInputError(f"rid has {len(self.rid)} entries for {num_inputs} inputs; send one per input")
+            return self.rid
+        if self.rid is not None:
+            return [self.rid] if num_inputs == 1 else [f"{self.rid}_{i}" for i in range(num_inputs)]
+        return [uuid.uuid4().hex for _ in range(num_inputs)]
 
 
 class MetaInfo(CompatBody):
@@ -33,34 +83,26 @@ class SGLangResults(RootModel[list[SGLangResult]]):
     pass
 
 
-router = compat_router(vllm.VLLMRoute)
+def pair_of(texts: Any, i: int) -> PromptResponse:
+    """A cross-encoder's pair: a query and a document, scored as prompt and response."""
+    if len(texts) != 2:  # noqa: PLR2004 - a pair
+        raise InvalidInputError(f"text[{i}] has {len(texts)} texts; send pairs of two, or a list of texts", i)
+    return PromptResponse(texts[0], texts[1])
 
 
-@router.post("/classify", summary="vLLM (input, messages) and SGLang (text, input_ids): classify")
-async def classify(
-    body: ClassifyRequest, service: TheService, request: Request
-) -> vllm.PoolingReply | SGLangResult | SGLangResults:
+async def classify(body: ClassifyRequest, service: TheService) -> pooling.PoolingReply | SGLangResult | SGLangResults:
+    check_refused(body)
     if body.text is None and body.input_ids is None:
-        return await vllm.classify(body, service, request)
-    given = body.text if body.text is not None else body.input_ids
-    if body.text is not None and body.input_ids is not None:
-        raise InvalidInputError("send one of text and input_ids")
-    if body.input is not None or body.messages is not None:
-        raise InvalidInputError("text and input_ids are SGLang's, input and messages vLLM's; send one of them")
-    name = "text" if body.text is not None else "input_ids"
-    many = as_many(given, name)
-    results = await select(
-        request,
-        service,
-        vllm.engine_inputs(many, name),
-        choose_model(service, body.model),
-        truncation=choose_truncation(service.settings, has_boundary=False),
-    )
+        return await pooling.classify(body, service)
+    inputs, is_list = body.sglang_inputs(service.settings)
+    ids = body.ids(len(inputs))
+    has_boundary = isinstance(inputs[0].form, PromptResponse)
+    results, _ = await pooling.scored(body, service, inputs, has_boundary=has_boundary)
     answers = [
         SGLangResult(
-            embedding=[result.score],
-            meta_info=MetaInfo(id=uuid.uuid4().hex, prompt_tokens=result.num_tokens, truncated=result.truncated),
+            embedding=[result.value(activation=body.activates(default=False))],
+            meta_info=MetaInfo(id=own_id, prompt_tokens=result.num_tokens, truncated=result.truncated),
         )
-        for result in results
+        for result, own_id in zip(results, ids, strict=True)
     ]
-    return SGLangResults(answers) if many is given else answers[0]
+    return SGLangResults(answers) if is_list else answers[0]

@@ -1,43 +1,39 @@
-"""slime's remote reward model: one sample a request, and the answer is a bare JSON number, the raw score.
+"""slime's remote reward model: one sample per request; the answer is a bare JSON number, the raw score.
 
-A string prompt is rendered already: it is joined with the response, with exactly one BOS and no template. Messages
-take the checkpoint's template.
+A string prompt is rendered already, so it is joined with the response. Messages take the checkpoint's chat template. Either
+way the response may end with the end-of-turn token, as slime's does. miles, slime's fork, sends the same.
 """
 
 from typing import Any
 
-from pydantic import RootModel
-from starlette.requests import Request
-from starlette.responses import Response
+from pydantic import Field, RootModel
 
 from app.api.compat.dialect import (
+    COMPAT_STATUSES,
+    COMPAT_TAGS,
     ChatMessage,
     CompatBody,
-    CompatRoute,
     choose_model,
     choose_truncation,
-    compat_router,
     deadline_of,
     is_safety,
+    rendered_chat,
+    rollout,
     select,
 )
-from app.api.errors import error_response
+from app.api.errors import ErrorFormat, error_response
 from app.api.inputs import TheService
-from app.engine.tokenization import Input, Messages, Text
-from app.errors import RequestError
-from app.schemas import ErrorBody, example
+from app.api.schemas import ErrorBody, example
+from app.engine.inputs import Input, RenderedChat, Rollout, TokenIds
+from app.errors import InvalidInputError
+from app.settings import Settings
 
 DEADLINE_SECONDS = 110
 """The client gives up at 120 and tries again, 10 times."""
 
 
-class SlimeRoute(CompatRoute):
-    error_body = ErrorBody
-
-    @staticmethod
-    def answer_error(error: RequestError) -> Response:
-        """slime reads nothing but the status."""
-        return error_response(error)
+ERRORS = ErrorFormat(error_response, ErrorBody, COMPAT_STATUSES, COMPAT_TAGS)
+"""The native format: slime reads the status only."""
 
 
 class SlimeRequest(CompatBody):
@@ -45,33 +41,37 @@ class SlimeRequest(CompatBody):
         {"prompt": "<s>[INST] How do I pick a lock? [/INST]", "response": " Ask a locksmith.", "label": "safety"}
     )
 
-    prompt: str | list[ChatMessage]
-    response: str
+    prompt: str | list[ChatMessage] | None = None
+    response: str | None = None
+    input_ids: list[int] | None = Field(
+        None, min_length=1, description="Token ids of prompt and response, scored as they are in place of the texts."
+    )
     label: Any = None
     model: Any = None
+
+    def form(self, settings: Settings) -> RenderedChat | Rollout | TokenIds:
+        if self.input_ids is not None:
+            return TokenIds(self.input_ids)
+        if self.prompt is None or self.response is None:
+            raise InvalidInputError(
+                f"{'prompt' if self.prompt is None else 'response'} is missing; send both prompt and response, or input_ids"
+            )
+        if isinstance(self.prompt, str):
+            return rendered_chat(settings, self.prompt + self.response)
+        return rollout(settings, self.prompt, self.response)
 
 
 class Reward(RootModel[float]):
     """A bare number."""
 
 
-router = compat_router(SlimeRoute)
-
-
-@router.post("/slime", summary="slime: remote reward model")
-async def slime(body: SlimeRequest, service: TheService, request: Request) -> Reward:
-    form: Text | Messages
-    if isinstance(body.prompt, str):
-        form = Text(body.prompt + body.response)
-    else:
-        turns = [message.turn() for message in body.prompt]
-        form = Messages((*turns, {"role": "assistant", "content": body.response}))
+async def slime(body: SlimeRequest, service: TheService) -> Reward:
+    form = body.form(service.settings)
     (result,) = await select(
-        request,
         service,
         [Input(form, 0, "the sample")],
         choose_model(service, body.model),
-        truncation=choose_truncation(service.settings, has_boundary=isinstance(form, Messages)),
+        truncation=choose_truncation(service.settings, has_boundary=isinstance(form, Rollout)),
         safety_labels=[is_safety(body.label)],
         deadline_seconds=deadline_of(service.settings, DEADLINE_SECONDS),
     )

@@ -1,4 +1,4 @@
-"""text-embeddings-inference: POST /predict. Sigmoid unless `raw_scores`, as TEI does.
+"""text-embeddings-inference: POST /predict, /rerank and /. Sigmoid unless `raw_scores`, as TEI does.
 
 A string is one input, a flat list of two strings one *pair*, a list of lists a batch of either. A pair is scored as
 prompt and response.
@@ -7,20 +7,21 @@ prompt and response.
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, RootModel, WithJsonSchema
-from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api.compat.dialect import (
+    COMPAT_TAGS,
     CompatBody,
-    CompatRoute,
     choose_model,
     choose_truncation,
-    compat_router,
     error_json,
+    rendered_chat,
     select,
 )
+from app.api.errors import ErrorFormat
 from app.api.inputs import TheService
-from app.engine.tokenization import Input, PromptResponse, Text
+from app.api.schemas import example
+from app.engine.inputs import Input, PromptResponse
 from app.errors import (
     BodyTooLargeError,
     DeadlineExceededError,
@@ -32,10 +33,10 @@ from app.errors import (
     RequestError,
     TooLongError,
     UnavailableError,
+    UnsupportedMediaTypeError,
 )
-from app.schemas import example
 from app.service import Service
-from app.settings import Truncation
+from app.settings import Settings, Truncation
 
 
 class EmptyInputsError(InvalidInputError):
@@ -54,6 +55,7 @@ KINDS: list[tuple[type[RequestError], int, str]] = [
     (InferenceFailedError, 424, "Backend"),
     (TooLongError, 413, "Validation"),
     (BodyTooLargeError, 413, "Validation"),
+    (UnsupportedMediaTypeError, 415, "Validation"),
     (InvalidInputError, 413, "Validation"),
     (OverloadedError, 429, "Overloaded"),
     (DeadlineExceededError, 429, "Overloaded"),
@@ -67,14 +69,12 @@ class TEIError(BaseModel):
     error_type: str
 
 
-class TEIRoute(CompatRoute):
-    error_body = TEIError
-    error_statuses = (400, 413, 422, 424, 429, 503)
+def write_error(error: RequestError) -> Response:
+    status, kind = next((s, k) for cls, s, k in KINDS if isinstance(error, cls))
+    return error_json({"error": error.message, "error_type": kind}, status, error)
 
-    @staticmethod
-    def answer_error(error: RequestError) -> Response:
-        status, kind = next((s, k) for cls, s, k in KINDS if isinstance(error, cls))
-        return error_json({"error": error.message, "error_type": kind}, status, error)
+
+ERRORS = ErrorFormat(write_error, TEIError, (400, 413, 415, 422, 424, 429, 503), COMPAT_TAGS)
 
 
 TEXT_OR_PAIR = {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": 2}
@@ -88,20 +88,13 @@ INPUTS_SCHEMA = {
 """What `sequences` and `engine_input` take; what they refuse has codes of its own."""
 
 
-class PredictRequest(CompatBody):
-    model_config = example({"inputs": [["How long should green tea steep?", "Two minutes."]], "raw_scores": True})
-
-    inputs: Annotated[str | list[str] | list[list[str]], WithJsonSchema(INPUTS_SCHEMA)]
+class Options(CompatBody):
     raw_scores: bool = Field(False, description="true: raw scores in place of probabilities.")
     truncate: bool | None = None
     truncation_direction: Literal["left", "right", "Left", "Right"] = "right"
     model: str | None = None
 
-    @property
-    def is_batch(self) -> bool:
-        return bool(self.inputs) and isinstance(self.inputs[0], list)
-
-    def truncation(self, service: Service, *, has_boundary: bool) -> Truncation:
+    def cut(self, service: Service, *, has_boundary: bool) -> Truncation:
         """The body's own flags; where it has none, the setting."""
         match self.truncate:
             case None:
@@ -110,6 +103,16 @@ class PredictRequest(CompatBody):
                 return "error"
             case True:
                 return "left" if self.truncation_direction.lower() == "left" else "right"
+
+
+class PredictRequest(Options):
+    model_config = example({"inputs": [["How long should green tea steep?", "Two minutes."]], "raw_scores": True})
+
+    inputs: Annotated[str | list[str] | list[list[str]], WithJsonSchema(INPUTS_SCHEMA)]
+
+    @property
+    def is_batch(self) -> bool:
+        return bool(self.inputs) and isinstance(self.inputs[0], list)
 
     def sequences(self) -> list[list[str]]:
         """The batch; of one where the body is a single input or a pair."""
@@ -133,29 +136,77 @@ class Predictions(RootModel[list[Prediction] | list[list[Prediction]]]):
     """Of a single input, or of each input of a batch."""
 
 
-def engine_input(texts: list[str], i: int) -> Input:
-    place = f"inputs[{i}]"
+def engine_input(texts: list[str], i: int, settings: Settings) -> Input:
+    location = f"inputs[{i}]"
     match texts:
         case [text]:
-            return Input(Text(text), i, place)
+            return Input(rendered_chat(settings, text), i, location)
         case [prompt, response]:
-            return Input(PromptResponse(prompt, response), i, place)
-    raise NotABatchError(f"`{place}` has {len(texts)} texts; send one, or two for a pair, or a list of such lists", i)
+            return Input(PromptResponse(prompt, response), i, location)
+    raise NotABatchError(
+        f"`{location}` has {len(texts)} texts; send one, or two for a pair, or a list of such lists", i
+    )
 
 
-router = compat_router(TEIRoute)
-
-
-@router.post("/predict", summary="text-embeddings-inference: sequence classification")
-async def predict(body: PredictRequest, service: TheService, request: Request) -> Predictions:
-    inputs = [engine_input(texts, i) for i, texts in enumerate(body.sequences())]
+async def predict(body: PredictRequest, service: TheService) -> Predictions:
+    inputs = [engine_input(texts, i, service.settings) for i, texts in enumerate(body.sequences())]
     has_boundary = all(isinstance(item.form, PromptResponse) for item in inputs)
     results = await select(
-        request,
         service,
         inputs,
         choose_model(service, body.model),
-        truncation=body.truncation(service, has_boundary=has_boundary),
+        truncation=body.cut(service, has_boundary=has_boundary),
     )
     predictions = [Prediction(score=result.value(activation=not body.raw_scores)) for result in results]
     return Predictions([[one] for one in predictions] if body.is_batch else predictions)
+
+
+class RankOptions(Options):
+    return_text: bool = False
+
+
+class RootRequest(RankOptions):
+    """What /predict takes, or `query` and `texts` to be ranked."""
+
+    model_config = example({"inputs": "How long should green tea steep? Two minutes.", "raw_scores": True})
+
+    inputs: Annotated[str | list[str] | list[list[str]], WithJsonSchema(INPUTS_SCHEMA)] | None = None
+    query: str | None = None
+    texts: list[str] | None = Field(None, min_length=1)
+
+
+class Rank(BaseModel):
+    index: int
+    text: str | None = Field(None, exclude_if=lambda value: value is None)
+    score: float
+
+
+class Ranks(RootModel[list[Rank]]):
+    """Best first."""
+
+
+async def ranks(options: RankOptions, query: str, texts: list[str], service: Service) -> Ranks:
+    """The texts as responses to the query, best first."""
+    inputs = [Input(PromptResponse(query, text), i, f"texts[{i}]") for i, text in enumerate(texts)]
+    results = await select(
+        service, inputs, choose_model(service, options.model), truncation=options.cut(service, has_boundary=True)
+    )
+    best = sorted(range(len(texts)), key=lambda i: results[i].score, reverse=True)
+    return Ranks(
+        [
+            Rank(
+                index=i,
+                text=texts[i] if options.return_text else None,
+                score=results[i].value(activation=not options.raw_scores),
+            )
+            for i in best
+        ]
+    )
+
+
+async def root(body: RootRequest, service: TheService) -> Predictions | Ranks:
+    if body.inputs is not None and body.query is None and body.texts is None:
+        return await predict(PredictRequest.model_construct(**{**dict(body), "inputs": body.inputs}), service)
+    if body.inputs is not None or body.query is None or body.texts is None:
+        raise InvalidInputError("send exactly one of inputs, and query with texts")
+    return await ranks(body, body.query, body.texts, service)

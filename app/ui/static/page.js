@@ -1,41 +1,45 @@
-// The cursor over token scores, and a file that is dropped on a field. Delegated: Gradio redraws what is inside.
+// The cursor over the scores of words, their colours, and code that is copied. Delegated: Gradio redraws what is inside.
 (() => {
   const minus = (value) => value.toFixed(3).replace("-", "\u2212");
 
-  function show(group, index) {
-    const tokens = group.querySelectorAll(".rw-token");
+  // Points are numbered from 0, the score before the response, where there is one; `data-first` is the first point's number.
+  function show(group, point) {
+    const words = group.querySelectorAll(".rw-token");
     const slider = group.querySelector(".rw-tokens");
-    const i = Math.min(Math.max(index, 0), tokens.length - 1);
     const series = JSON.parse(group.dataset.series);
+    const first = Number(group.dataset.first);
+    const last = first + Object.values(series)[0].length - 1;
+    const i = Math.min(Math.max(point, first), last);
+    const word = words[i - 1];
     group.querySelector(".rw-token.rw-at")?.classList.remove("rw-at");
-    tokens[i].classList.add("rw-at");
+    word?.classList.add("rw-at");
     const scores = Object.entries(series).map(
-      ([name, values]) => `${name} ${minus(values[i])} (${minus(1 / (1 + Math.exp(-values[i])))})`
+      ([name, values]) => `${name} ${minus(values[i - first])} (${minus(1 / (1 + Math.exp(-values[i - first])))})`
     );
-    const text = tokens[i].textContent;
-    const shown = text.trim() ? `\u201c${text.trim()}\u201d` : text.includes("\n") ? "line break" : text ? "space" : "part of a character";
-    const words = `Token ${i + 1} of ${tokens.length}, ${shown}: ${scores.join(", ")}`;
-    slider.setAttribute("aria-valuenow", i + 1);
-    slider.setAttribute("aria-valuetext", words);
-    group.querySelector(".rw-readout").textContent = words;
+    const place = i === 0 ? "Before the response" : word ? `Word ${i} of ${words.length}, \u201c${word.textContent.trim()}\u201d` : "At the end";
+    const text = `${place}: ${scores.join(", ")}`;
+    slider.setAttribute("aria-valuenow", i);
+    slider.setAttribute("aria-valuetext", text);
+    group.querySelector(".rw-readout").textContent = text;
     const cursor = group.querySelector(".rw-cursor");
     cursor.hidden = false;
-    cursor.style.left = `${tokens.length > 1 ? (100 * i) / (tokens.length - 1) : 0}%`;
+    cursor.style.left = `${last > first ? (100 * (i - first)) / (last - first) : 0}%`;
   }
 
   const groupOf = (node) => node.closest?.(".rw-cursor-group");
-  const place = (group) => Number(group.querySelector(".rw-tokens").getAttribute("aria-valuenow")) - 1;
+  const place = (group) => Number(group.querySelector(".rw-tokens").getAttribute("aria-valuenow"));
 
   document.addEventListener("pointermove", (event) => {
     const group = groupOf(event.target);
     if (!group) return;
     const token = event.target.closest(".rw-token");
     const area = event.target.closest(".rw-area");
-    if (token) show(group, [...group.querySelectorAll(".rw-token")].indexOf(token));
+    if (token) show(group, 1 + [...group.querySelectorAll(".rw-token")].indexOf(token));
     if (area) {
       const box = area.getBoundingClientRect();
-      const last = group.querySelectorAll(".rw-token").length - 1;
-      show(group, Math.round(((event.clientX - box.left) / box.width) * last));
+      const first = Number(group.dataset.first);
+      const numSteps = Object.values(JSON.parse(group.dataset.series))[0].length - 1;
+      show(group, first + Math.round(((event.clientX - box.left) / box.width) * numSteps));
     }
   });
 
@@ -65,31 +69,13 @@
     setTimeout(() => (button.textContent = "Copy"), 2000);
   });
 
-  // A JSONL file never leaves the browser but as the field's text.
-  async function read(file) {
-    const field = document.querySelector("#ppo-jsonl textarea");
-    field.value = await file.text();
-    field.dispatchEvent(new Event("input", { bubbles: true }));
-    setTimeout(() => document.querySelector("#ppo-load").click(), 0);
-  }
-
   document.addEventListener("change", (event) => {
-    if (event.target.matches?.("input[type=file][data-jsonl]") && event.target.files[0]) {
-      read(event.target.files[0]);
-      event.target.value = "";
+    const name = event.target.dataset?.colour;
+    if (!name) return;
+    for (const word of groupOf(event.target).querySelectorAll(".rw-token")) {
+      word.style.setProperty("--step", JSON.parse(word.dataset.steps)[name]);
     }
   });
-
-  for (const name of ["dragover", "dragleave", "drop"]) {
-    document.addEventListener(name, (event) => {
-      const zone = event.target.closest?.("#ppo-drop, #ppo-table");
-      if (!zone) return;
-      event.preventDefault();
-      event.stopPropagation();
-      zone.classList.toggle("rw-over", name === "dragover");
-      if (name === "drop" && event.dataTransfer.files[0]) read(event.dataTransfer.files[0]);
-    }, true);
-  }
 
   // Gradio's table leaves the boxes of its cells without a name.
   new MutationObserver(() => {

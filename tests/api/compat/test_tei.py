@@ -3,7 +3,7 @@ import json
 import httpx
 import pytest
 
-from app.api.compat.tei import TEIRoute
+from app.api.compat import tei
 from app.errors import (
     InferenceFailedError,
     NonFiniteScoreError,
@@ -75,6 +75,12 @@ def test_a_wrong_request_gets_teis_body_and_code(client: httpx.Client, body: byt
     assert response.json()["error_type"] == kind
 
 
+def test_a_wrong_content_type_gets_teis_body_and_code(client: httpx.Client) -> None:
+    response = client.post("/predict", content=b'{"inputs": "tea"}', headers={"content-type": "text/plain"})
+    assert response.status_code == 415
+    assert response.json()["error_type"] == "Validation"
+
+
 def test_a_batch_over_the_limit_is_a_validation_error(serve: Serve) -> None:
     with serve(max_items=2) as client:
         response = post(client, "/predict", b'{"inputs": [["a"], ["b"], ["c"]]}')
@@ -92,7 +98,7 @@ def test_a_batch_over_the_limit_is_a_validation_error(serve: Serve) -> None:
     ],
 )
 def test_what_the_server_cannot_do_has_teis_code(error: RequestError, status: int, kind: str) -> None:
-    response = TEIRoute.answer_error(error)
+    response = tei.write_error(error)
     assert response.status_code == status
     assert json.loads(bytes(response.body)) == {"error": error.message, "error_type": kind}
 

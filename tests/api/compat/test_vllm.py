@@ -20,11 +20,16 @@ def test_classify_answers_verl_in_vllms_shape(client: httpx.Client) -> None:
     assert reply.pop("id").startswith("classify-")
     assert reply.pop("created") > 1_700_000_000
     assert num_tokens > 10
+    assert 0 <= reply["usage"].pop("prompt_tokens_details")["cached_tokens"] <= num_tokens
     assert reply == {
         "object": "list",
         "model": "/checkpoints/Skywork-Reward",
         "data": [{"index": 0, "label": "LABEL_0", "probs": [llama2(native(client, {"text": TEXT}))], "num_classes": 1}],
-        "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens, "completion_tokens": 0},
+        "usage": {
+            "prompt_tokens": num_tokens,
+            "total_tokens": num_tokens,
+            "completion_tokens": 0,
+        },
     }
 
 
@@ -115,7 +120,11 @@ def test_truncation_follows_the_bodys_own_flags(client: httpx.Client) -> None:
         (b'{"input": []}', "input is empty"),
         (b'{"input": "a", "messages": [{"role": "user", "content": "a"}]}', "exactly one of input and messages"),
         (b'{"input": [1, 999999]}', "token id 999999"),
-        (b'{"input": "a", "truncate_prompt_tokens": 7}', "truncate_prompt_tokens is 7"),
+        (
+            b'{"input": "a", "truncate_prompt_tokens": 513}',
+            "truncate_prompt_tokens value (513) is greater than max_model_len",
+        ),
+        (b'{"input": "a", "truncate_prompt_tokens": 0}', "truncate_prompt_tokens is 0"),
     ],
 )
 def test_a_wrong_request_gets_vllms_400(client: httpx.Client, body: bytes, words: str) -> None:

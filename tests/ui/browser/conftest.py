@@ -69,12 +69,15 @@ def open_page(browser: "Browser", service: httpx.Client) -> Iterator[Open]:
         url: str = "",
         *,
         width: int = 1440,
+        fragment: str = "",
+        watch: list[str] | None = None,
         allowed: tuple[str, ...] = (),
         routes: Mapping[str, Callable[["Route"], None]] = MappingProxyType({}),
         **options: Any,
     ) -> "Page":
         address = url or str(service.base_url)
         context = browser.new_context(viewport={"width": width, "height": 900}, **options)
+        context.grant_permissions(["clipboard-read", "clipboard-write"])
         context.set_default_timeout(PATIENCE_MS)
         contexts.append(context)
         page = context.new_page()
@@ -91,8 +94,11 @@ def open_page(browser: "Browser", service: httpx.Client) -> Iterator[Open]:
                 else None
             ),
         )
-        page.goto(f"{address}/ui/")
+        if watch is not None:
+            page.on("request", lambda request: watch.append(request.url))
+        page.goto(f"{address}/ui/" + (f"#{fragment}" if fragment else ""))
         page.get_by_role("tab", name="Score").wait_for()
+        page.locator("#score-result .rw-verdict, #score-error .rw-error").first.wait_for()  # the example's
         return page
 
     yield start

@@ -52,23 +52,23 @@ def trainer(url: str, until: threading.Event) -> None:
 
 
 def score(page: Page) -> None:
-    page.get_by_role("button", name="Turns bad").click()
-    page.get_by_role("button", name="Score", exact=True).click()
-    page.get_by_role("slider", name="Token").wait_for()
+    page.locator("#score-result .rw-ranking").wait_for()
 
 
 def compare(page: Page) -> None:
-    page.get_by_role("button", name="Compare", exact=True).click()
     page.locator("#compare-result .rw-verdict").wait_for()
 
 
 def ppo_reward(page: Page) -> None:
-    page.get_by_role("button", name="Compute rewards").click()
-    page.locator("#ppo-code pre").first.wait_for()
+    page.locator("#ppo-result .rw-stages").wait_for()
     field = page.locator("#ppo-beta input[type=number]")
     field.fill("0.1")
     field.press("Enter")
     expect(page.locator("#ppo-result")).to_contain_text("no model ran")
+
+
+def evaluate(page: Page) -> None:
+    page.locator("#evaluate-result .rw-verdict").wait_for()
 
 
 def live(page: Page) -> None:
@@ -76,7 +76,7 @@ def live(page: Page) -> None:
     page.wait_for_timeout(20_000)  # for the lines of the last minute to have some length
 
 
-TABS = {"Score": score, "Compare": compare, "PPO reward": ppo_reward, "Live": live}
+TABS = {"Score": score, "Compare": compare, "PPO reward": ppo_reward, "Evaluate": evaluate, "Live": live}
 
 
 def save(png: bytes, file: Path) -> None:

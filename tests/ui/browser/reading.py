@@ -1,6 +1,9 @@
 """Values as the page has them: the whole number behind each rounded one."""
 
-from playwright.sync_api import Locator
+import subprocess
+from pathlib import Path
+
+from playwright.sync_api import Locator, Page
 
 
 def value_of(place: Locator) -> float:
@@ -13,3 +16,21 @@ def values_of(places: Locator) -> list[float]:
 
 def fact(result: Locator, name: str) -> float:
     return value_of(result.locator(f"[data-is={name}]"))
+
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def run(command: list[str], text: str) -> str:
+    """What a command prints that reads the text as its input."""
+    return subprocess.run(command, input=text, capture_output=True, check=True, text=True, timeout=120, cwd=ROOT).stdout  # noqa: S603
+
+
+def drop_file(page: Page, selector: str, text: str) -> None:
+    """Drops a file with this text on what the selector finds, as a person would."""
+    dropped = page.evaluate_handle(
+        "text => { const data = new DataTransfer(); data.items.add(new File([text], 'file.jsonl')); return data; }",
+        text,
+    )
+    for event in ("dragover", "drop"):
+        page.locator(selector).dispatch_event(event, {"dataTransfer": dropped})

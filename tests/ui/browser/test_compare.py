@@ -18,7 +18,7 @@ def result(page: Page) -> object:
     for label, name in (("Prompt", "prompt"), ("Chosen response", "chosen"), ("Rejected response", "rejected")):
         page.locator("[role=tabpanel]:visible").get_by_label(label, exact=True).fill(PAIR[name])
     page.get_by_role("button", name="Compare", exact=True).click()
-    expect(page.locator("#compare-result .rw-verdict")).to_be_visible()
+    expect(page.locator("#compare-result [data-inputs*='The kettle boils.']")).to_be_visible()
     return page.locator("#compare-result")
 
 
@@ -64,26 +64,52 @@ def test_the_pair_stands_on_its_curve_where_its_loss_is(page: Page, service: htt
     assert answer["loss"] == pytest.approx(math.log1p(math.exp(-difference)))
     area = page.locator("#compare-result .rw-area").bounding_box()
     boxes = [dot.bounding_box() for dot in dots.all()]
+    heights = page.locator("#compare-result .rw-y span").all_inner_texts()
+    lowest, highest = (float(heights[i].replace(MINUS, "-")) for i in (0, -1))
     ticks = page.locator("#compare-result .rw-x span").all_inner_texts()
     assert area is not None
     low, high = (float(tick.replace(MINUS, "-")) for tick in (ticks[0], ticks[-1]))
-    for box in boxes:
+    for box, loss in zip(boxes, (answer["loss"], answer["loss_with_margin"]), strict=True):
         assert box is not None
+        height = (area["y"] + area["height"] - box["y"] - box["height"] / 2) / area["height"]
+        assert height * area["height"] == pytest.approx((loss - lowest) / (highest - lowest) * area["height"], abs=1.0)
         place = (box["x"] + box["width"] / 2 - area["x"]) / area["width"]
         assert low + place * (high - low) == pytest.approx(difference, abs=0.1)
 
 
-def test_nothing_is_compared_before_it_is_asked_for(page: Page) -> None:
+@pytest.mark.usefixtures("result")
+@pytest.mark.parametrize("width", [390, 1440])
+def test_the_labels_of_the_two_losses_do_not_overlap(page: Page, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 900})
+    for rating in ("significantly better", "slightly better"):
+        page.get_by_role("radio", name=rating).check()
+        expect(page.locator("#compare-result .rw-key").nth(1)).to_contain_text(rating)
+        first, second = (label.bounding_box() for label in page.locator("#compare-result .rw-dot b").all())
+        assert first is not None
+        assert second is not None
+        apart_x = first["x"] + first["width"] <= second["x"] or second["x"] + second["width"] <= first["x"]
+        apart_y = first["y"] + first["height"] <= second["y"] or second["y"] + second["height"] <= first["y"]
+        assert apart_x or apart_y
+
+
+def test_the_first_sight_is_an_example_compared(page: Page) -> None:
     page.get_by_role("tab", name="Compare").click()
-    page.get_by_role("radio", name="small").check()
-    expect(page.locator("#compare-result")).to_contain_text("Nothing compared yet")
+    expect(page.locator("#compare-result .rw-verdict")).to_be_visible()
+    expect(page.locator("#compare-code [data-code=curl] code")).to_contain_text("/compare")
+
+
+@pytest.mark.usefixtures("result")
+def test_an_edit_dims_the_result_and_an_empty_field_is_refused(page: Page) -> None:
+    page.get_by_label("Rejected response").fill(" ")
+    expect(page.get_by_text("Inputs changed. Press Compare to update.")).to_be_visible()
+    page.get_by_role("button", name="Compare", exact=True).click()
+    expect(page.locator("#compare-error").get_by_role("alert")).to_contain_text("The rejected response is empty")
 
 
 def test_swapping_turns_the_verdict_around(page: Page, result: object, service: httpx.Client) -> None:
     del result
     page.get_by_role("button", name="Swap the two").click()
     expect(page.get_by_label("Rejected response")).to_have_value(PAIR["chosen"])
-    page.get_by_role("button", name="Compare", exact=True).click()
     swapped = PAIR | {"chosen": PAIR["rejected"], "rejected": PAIR["chosen"], "rating": "significantly_better"}
     answer = ask(service, "/compare", {"pairs": [swapped]})["results"][0]
     expect(page.locator("#compare-result [data-is=chosen_score] data")).to_have_attribute(

@@ -4,8 +4,12 @@ import httpx
 from playwright.sync_api import Page, Route, expect
 
 from app.ui.figures import Exposition
+from app.ui.render import count
 from tests.api.asking import TEA, ask
 from tests.ui.browser.conftest import Open
+
+NARROW_SPACE = "\N{NARROW NO-BREAK SPACE}"
+"""Between groups of three digits."""
 
 
 def test_the_figures_are_those_of_the_metrics_and_renew_themselves(page: Page, service: httpx.Client) -> None:
@@ -16,8 +20,22 @@ def test_the_figures_are_those_of_the_metrics_and_renew_themselves(page: Page, s
     seen = shown_when_known(page, service)
     for model in ("safety", "helpfulness"):
         bars = page.locator(f"#live-result .rw-histogram.rw-{model} .rw-unseen").all_text_contents()
-        counts = [float(bar.rpartition(": ")[2]) for bar in bars]
-        assert counts == [count for _, count in seen.histogram("reward_score", model=model)]
+        counts = [float(bar.rpartition(": ")[2].replace(NARROW_SPACE, "")) for bar in bars]
+        assert counts == [number for _, number in seen.histogram("reward_score", model=model)]
+
+
+def test_latency_and_errors_of_the_last_minute_are_shown(page: Page, service: httpx.Client) -> None:
+    page.get_by_role("tab", name="Live").click()
+    errors = page.locator("#live-result [data-is=errors]")
+    expect(errors).to_be_visible()
+    page.wait_for_timeout(1500)  # the first moment, which the rates are counted from
+    before = int(errors.inner_text())
+    ask(service, "/score", {"items": [TEA]})
+    assert service.post("/score", json={"items": []}).status_code == 422
+    expect(errors).to_have_text(str(before + 1))
+    expect(page.locator("#live-result [data-is=p50]")).to_contain_text("s")
+    expect(page.locator("#live-result [data-is=p99]")).to_contain_text("s")
+    expect(page.locator("#live-code [data-code=curl] code")).to_contain_text("/metrics")
 
 
 def shown_when_known(page: Page, service: httpx.Client) -> Exposition:
@@ -25,7 +43,7 @@ def shown_when_known(page: Page, service: httpx.Client) -> Exposition:
     scored = page.locator("#live-result [data-is=scored]")
     for _ in range(12):
         seen = Exposition(service.get("/metrics").text)
-        known = f"{seen.total('reward_scored_sequences_total'):.0f}"
+        known = count(seen.total("reward_scored_sequences_total"))
         with suppress(AssertionError):
             expect(scored).to_have_text(known, timeout=5000)
             return seen

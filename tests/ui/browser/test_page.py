@@ -7,10 +7,11 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from tests.conftest import Serve
+from tests.models import make_model
 from tests.processes import SERVE, environment, running, url_from
 from tests.ui.browser.conftest import PATIENCE_MS, Open
 
-TABS = ("Score", "Compare", "PPO reward", "Live")
+TABS = ("Score", "Compare", "PPO reward", "Evaluate", "Live")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -19,7 +20,7 @@ def test_every_tab_fits_its_window(open_page: Open, width: int, scheme: str) -> 
     page = open_page(width=width, color_scheme=scheme)
     for tab in TABS:
         page.get_by_role("tab", name=tab).click()
-        for go in ("Score", "Compare", "Compute rewards"):
+        for go in ("Score", "Compare", "Compute rewards", "Evaluate"):
             button = page.locator("[role=tabpanel]:visible").get_by_role("button", name=go, exact=True)
             if button.count():
                 button.click()
@@ -48,16 +49,29 @@ def test_every_field_and_button_has_a_name_and_is_reached_with_tab(open_page: Op
     for _ in range(14):
         page.keyboard.press("Tab")
         reached.append(page.evaluate("document.activeElement.textContent.trim() || document.activeElement.type"))
-    assert reached[:4] == ["textarea", "A refusal", "Harmful help", "Turns bad"]
+    assert reached[:4] == ["textarea", "textarea", "textarea", "Add a response"]
     assert "Score" in reached
 
 
 def test_the_head_says_which_models_answer(open_page: Open, service: httpx.Client) -> None:
     page = open_page()
     head = page.locator("#head")
-    for name in service.get("/info").json()["models"]:
+    info = service.get("/info").json()
+    for name, model in info["models"].items():
         expect(head).to_contain_text(name)
+        expect(head).to_contain_text(Path(model["model_id"]).name)
+        expect(head).to_contain_text(model["version"].removeprefix("sha256:")[:8])
+    expect(head).to_contain_text(info["version"])
+    expect(head.get_by_text("demo", exact=True)).to_have_count(0)
     expect(head.get_by_role("link", name="API")).to_be_visible()
+
+
+def test_a_demonstration_model_is_marked_as_one(open_page: Open, serve: Serve, tmp_path: Path) -> None:
+    marked = make_model(tmp_path, seed=1)
+    (marked / "README.md").write_text("---\ntags: [demo]\n---\n", encoding="utf-8")
+    with serve(ui=True, safety_model=str(marked)) as client:
+        page = open_page(str(client.base_url))
+        expect(page.locator("#head").get_by_text("demo", exact=True)).to_have_count(1)
 
 
 def test_with_keys_a_browser_logs_in_and_what_it_asks_is_answered(browser: Browser, serve: Serve) -> None:
@@ -76,7 +90,7 @@ def test_with_keys_a_browser_logs_in_and_what_it_asks_is_answered(browser: Brows
         expect(page.locator("#score-result .rw-verdict")).to_be_visible()
         page.get_by_role("tab", name="PPO reward").click()
         page.get_by_role("button", name="Compute rewards").click()
-        expect(page.locator("#ppo-curl code")).to_contain_text("$REWARD_API_KEY")
+        expect(page.locator("#ppo-code [data-code=curl] code")).to_contain_text("$REWARD_CLIENT_API_KEY")
         assert "geheim" not in page.content()
         context.close()
 

@@ -1,7 +1,6 @@
 import json
 import math
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,9 @@ from playwright.sync_api import Locator, Page, expect
 
 from app.ui import batch
 from tests.api.asking import ask
-from tests.ui.browser.reading import values_of
+from tests.ui.browser.conftest import PATIENCE_MS, Open
+from tests.ui.browser.reading import drop_file, run, values_of
 
-ROOT = Path(__file__).resolve().parents[3]
 FIRST = next(iter(batch.EXAMPLES))
 OPTIONS: dict[str, Any] = {"beta": 0.01, "safety_threshold": 0.15, "token_rewards": True}
 
@@ -22,13 +21,13 @@ OPTIONS: dict[str, Any] = {"beta": 0.01, "safety_threshold": 0.15, "token_reward
 @pytest.fixture
 def tab(page: Page) -> Page:
     page.get_by_role("tab", name="PPO reward").click()
-    expect(page.get_by_role("button", name="Compute rewards")).to_be_visible()
+    expect(page.locator("#ppo-result .rw-stages")).to_be_visible()
     return page
 
 
 def compute(page: Page) -> Locator:
     page.get_by_role("button", name="Compute rewards").click()
-    expect(page.locator("#ppo-result .rw-stage").first).to_be_visible()
+    expect(page.locator("#ppo-result .rw-stages")).to_be_visible()
     return page.locator("#ppo-result")
 
 
@@ -37,17 +36,29 @@ def column(page: Page, stage: str) -> list[float]:
 
 
 def assert_shows(page: Page, results: list[dict[str, Any]]) -> None:
+    """The page shows these results, at the latest when what it is computing has come."""
+    expect(page.locator("#ppo-result .rw-item")).to_have_count(len(results))
+    for name, result in (("shaped_score", results[0]), ("reward", results[-1])):
+        cell = page.locator(f"#ppo-result [data-stage={name}] .rw-value data")
+        place = cell.first if result is results[0] else cell.last
+        wait_for_value(page, place, result[name])
     for name in ("shaped_score", "whitened", "reward"):
         assert column(page, name) == pytest.approx([result[name] for result in results], rel=1e-12), name
     probabilities = [1 / (1 + math.exp(-result["safety_score"])) for result in results]
     assert column(page, "safety_probability") == pytest.approx(probabilities)
 
 
+def wait_for_value(page: Page, place: Locator, value: float) -> None:
+    for _ in range(PATIENCE_MS // 100):
+        if float(place.get_attribute("value") or "nan") == pytest.approx(value, rel=1e-12):
+            return
+        page.wait_for_timeout(100)
+    raise AssertionError(f"{place} never shows {value}")
+
+
 @pytest.mark.parametrize("name", batch.EXAMPLES)
 def test_every_stage_of_an_example_is_the_apis(tab: Page, service: httpx.Client, name: str) -> None:
     tab.get_by_role("button", name=name).click()
-    expect(tab.locator("#ppo-result")).to_contain_text("Press Compute rewards")
-    compute(tab)
     items = batch.example(name)
     mode = "group" if "group_id" in items[0] else "batch"
     answer = ask(service, "/ppo-reward", OPTIONS | {"items": items, "whiten": {"mode": mode}})
@@ -56,7 +67,7 @@ def test_every_stage_of_an_example_is_the_apis(tab: Page, service: httpx.Client,
         cells = values_in(tab.locator(f"#ppo-result .rw-heat[data-item='{i}'] .rw-cell"))
         assert cells == pytest.approx(result["token_rewards"], rel=1e-12)
         assert sum(cells) == pytest.approx(result["reward"])
-        tags = tab.locator(f"#ppo-result [data-stage=safety_probability] .rw-row[data-item='{i}'] .rw-tags")
+        tags = tab.locator(f"#ppo-result .rw-item[data-item='{i}'] [data-stage=safety_probability] .rw-tags")
         expect(tags).to_contain_text(result["selected"])
         is_vetoed = result["selected"] == "safety" and not items[i - 1].get("is_safety")
         expect(tags.locator(".rw-veto")).to_have_count(int(is_vetoed))
@@ -70,7 +81,7 @@ def test_beta_redraws_the_rewards_by_keyboard_and_no_model_runs(tab: Page, servi
     compute(tab)
     before = service.get("/metrics").text
     rewards = column(tab, "reward")
-    slider = tab.locator("#ppo-beta input[type=range]")
+    slider = tab.locator("#ppo-beta-slider input[type=range]")
     slider.focus()
     for _ in range(10):
         slider.press("ArrowRight")
@@ -110,6 +121,37 @@ def test_the_threshold_decides_whom_the_safety_model_vetoes(tab: Page, service: 
     assert_shows(tab, answer["results"])
 
 
+PART_RULES: dict[str, dict[str, Any]] = {
+    "weighted": {"mode": "weighted", "weights": {"safety": 0.3, "helpfulness": 0.7}},
+    "GDPO": {"mode": "weighted", "weights": {"safety": 0.3, "helpfulness": 0.7}, "whiten_each": True},
+    "Lagrangian": {"mode": "lagrangian", "lambda": 1.2},
+    "worst": {"mode": "worst"},
+}
+
+
+@pytest.mark.parametrize("label", PART_RULES)
+def test_another_rule_shows_each_models_part_and_no_model_runs(tab: Page, service: httpx.Client, label: str) -> None:
+    compute(tab)
+    tab.locator("#ppo-rule").get_by_text(label, exact=True).click()
+    expect(tab.locator("#ppo-result [data-stage=safety_part]").first).to_be_visible()
+    expect(tab.locator("#ppo-result")).to_contain_text("no model ran")
+    options = {name: value for name, value in OPTIONS.items() if name != "safety_threshold"}
+    body = options | {"items": batch.example(FIRST), "combine": PART_RULES[label]}
+    results = ask(service, "/ppo-reward", body)["results"]
+    part = "whitened" if label == "worst" else "contribution"
+    for model in ("safety", "helpfulness"):
+        expected = [result["parts"][model][part] for result in results]
+        assert column(tab, f"{model}_part") == pytest.approx(expected, rel=1e-12)
+    for name in ("whitened", "reward"):
+        assert column(tab, name) == pytest.approx([result[name] for result in results], rel=1e-12)
+    expect(tab.locator("#ppo-result .rw-veto")).to_have_count(0)
+    visible = {name: tab.locator(f"#ppo-{name}").is_visible() for name in ("threshold", "weight", "lambda")}
+    assert visible == {"threshold": False, "weight": label in {"weighted", "GDPO"}, "lambda": label == "Lagrangian"}
+    expect(tab.locator("#ppo-code [data-code=curl] code")).to_contain_text(f'"mode": "{PART_RULES[label]["mode"]}"')
+    command = tab.locator("#ppo-code [data-code=curl] code").inner_text()
+    assert [result["reward"] for result in json.loads(run(["sh"], command))["results"]] == column(tab, "reward")
+
+
 def test_the_table_is_edited_by_keyboard(tab: Page, service: httpx.Client) -> None:
     tab.wait_for_timeout(1500)  # the table is laid out anew when its tab is shown, and drops an edit that has begun
     cell = tab.locator("#ppo-table").get_by_role("gridcell").filter(has_text="tea tea tea")
@@ -146,29 +188,18 @@ def test_a_jsonl_file_becomes_the_table_and_goes_nowhere_else(
 ) -> None:
     asked: list[str] = []
     tab.on("request", lambda request: asked.append(request.url))
-    tab.get_by_role("button", name="Or a JSONL file").click()
     text = "\n".join(map(json.dumps, ROWS))
     if how == "typed":
+        tab.get_by_role("button", name="Paste JSONL").click()
         tab.locator("#ppo-jsonl textarea").fill(text)
         tab.get_by_role("button", name="Load into the table").click()
     elif how == "chosen":
         (tmp_path / "batch.jsonl").write_text(text, encoding="utf-8")
-        tab.locator("input[type=file][data-jsonl]").set_input_files(tmp_path / "batch.jsonl")
+        tab.locator("#ppo-drop input[type=file]").set_input_files(tmp_path / "batch.jsonl")
     else:
-        dropped = tab.evaluate_handle(
-            "text => { const data = new DataTransfer(); data.items.add(new File([text], 'batch.jsonl')); return data; }",
-            text,
-        )
-        for event in ("dragover", "drop"):
-            tab.locator("#ppo-drop textarea").dispatch_event(event, {"dataTransfer": dropped})
-    expect(tab.locator("#ppo-result")).to_contain_text("Press Compute rewards")
-    compute(tab)
+        drop_file(tab, "#ppo-table", text)
     assert_shows(tab, ask(service, "/ppo-reward", OPTIONS | {"items": ROWS})["results"])
     assert not [url for url in asked if "upload" in url]
-
-
-def run(command: list[str], text: str) -> str:
-    return subprocess.run(command, input=text, capture_output=True, check=True, text=True, timeout=120, cwd=ROOT).stdout  # noqa: S603
 
 
 def test_the_curl_and_the_python_that_are_shown_give_what_is_shown(tab: Page) -> None:
@@ -178,7 +209,8 @@ def test_the_curl_and_the_python_that_are_shown_give_what_is_shown(tab: Page) ->
     field.press("Enter")
     expect(tab.locator("#ppo-result")).to_contain_text("no model ran")
     rewards = column(tab, "reward")
-    command, script = (tab.locator(f"#ppo-{name} code").inner_text() for name in ("curl", "python"))
+    expect(tab.locator("#ppo-code [data-code=curl] code")).to_contain_text('"beta": 0.2')
+    command, script = (tab.locator(f"#ppo-code [data-code={name}] code").inner_text() for name in ("curl", "python"))
     answer = json.loads(run(["sh"], command))
     assert [result["reward"] for result in answer["results"]] == pytest.approx(rewards, rel=1e-12)
     lines = run([sys.executable, "-"], script).splitlines()
@@ -188,30 +220,73 @@ def test_the_curl_and_the_python_that_are_shown_give_what_is_shown(tab: Page) ->
 
 def test_the_code_is_copied_whole(tab: Page) -> None:
     compute(tab)
-    button = tab.locator("#ppo-curl").get_by_role("button")
+    button = tab.locator("#ppo-code [data-code=curl]").get_by_role("button")
     button.focus()
     tab.keyboard.press("Enter")
     expect(button).to_have_text("Copied")
     tab.get_by_role("tab", name="Score").click()
-    field = tab.get_by_label("Response", exact=True)
-    field.focus()
+    field = tab.get_by_label("Response 1", exact=True)
+    field.fill("")
     tab.keyboard.press("Control+V")
-    assert field.input_value().strip() == (tab.locator("#ppo-curl code").text_content() or "").strip()
+    assert field.input_value().strip() == (tab.locator("#ppo-code [data-code=curl] code").text_content() or "").strip()
+
+
+def test_beta_has_no_upper_bound(tab: Page, service: httpx.Client) -> None:
+    field = tab.locator("#ppo-beta input[type=number]")
+    field.fill("7.5")
+    field.press("Enter")
+    assert_shows(tab, ask(service, "/ppo-reward", OPTIONS | {"items": batch.example(FIRST), "beta": 7.5})["results"])
+    expect(tab.locator("#ppo-beta-slider input[type=range]")).to_have_value("0.5")
+    field.fill("-1")
+    field.press("Enter")
+    expect(tab.locator("#ppo-error").get_by_role("alert")).to_contain_text("Beta is -1")
+
+
+def test_an_edit_of_the_table_dims_the_rewards(tab: Page) -> None:
+    notice = tab.get_by_text("Inputs changed. Press Compute rewards to update.")
+    expect(notice).to_be_hidden()
+    tab.locator("#ppo-table input[type=checkbox]").nth(1).click()
+    expect(notice).to_be_visible()
+    tab.get_by_role("button", name="Compute rewards").click()
+    expect(notice).to_be_hidden()
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+def test_the_sliders_stay_in_view_while_the_rewards_are_read(open_page: Open, width: int) -> None:
+    page = open_page(width=width)
+    page.set_viewport_size({"width": width, "height": 500})
+    page.get_by_role("tab", name="PPO reward").click()
+    rows = page.locator("#ppo-result [data-stage=reward]")
+    expect(rows.last).to_be_visible()
+    for row in (rows.first, rows.last):
+        row.evaluate("row => row.scrollIntoView({block: 'center'})")
+        for slider in ("#ppo-beta-slider", "#ppo-threshold"):
+            expect(page.locator(f"{slider} input[type=range]")).to_be_in_viewport()
+
+
+def test_on_a_phone_an_item_is_a_card_with_its_four_steps(open_page: Open) -> None:
+    page = open_page(width=390)
+    page.get_by_role("tab", name="PPO reward").click()
+    card = page.locator("#ppo-result .rw-item").first
+    expect(card).to_be_visible()
+    box = card.bounding_box()
+    assert box is not None
+    for row in card.locator("[data-stage]").all():
+        inner = row.bounding_box()
+        assert inner is not None
+        assert box["y"] <= inner["y"]
+        assert inner["y"] + inner["height"] <= box["y"] + box["height"]
+        expect(row.locator(".rw-of")).to_be_visible()
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ('{"prompt": "a"', "line 1 is not JSON"),
-        ('{"prompt": "a", "response": "b", "colour": 1}\n{"text": "c"}', "items[0].colour"),
+        ('{"prompt": "a"', "Line 1 is not JSON"),
+        ('{"prompt": "a", "response": "b", "colour": 1}\n{"text": "c"}', "Row 1 colour"),
         ('{"safety_score": 1.0, "helpfulness_score": 1.0}', "send more items, whiten.stats, or whiten.mode none"),
     ],
 )
 def test_what_is_wrong_with_a_batch_is_said_in_words(tab: Page, text: str, says: str) -> None:
-    tab.get_by_role("button", name="Or a JSONL file").click()
-    tab.locator("#ppo-jsonl textarea").fill(text)
-    tab.get_by_role("button", name="Load into the table").click()
-    if "not JSON" not in says:
-        expect(tab.locator("#ppo-result")).to_contain_text("Press Compute rewards")
-        tab.get_by_role("button", name="Compute rewards").click()
+    drop_file(tab, "#ppo-table", text)
     expect(tab.locator("#ppo-error").get_by_role("alert")).to_contain_text(says)

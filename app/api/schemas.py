@@ -1,0 +1,358 @@
+"""Request and response bodies of the native API; those of /ppo-reward are in `ppo_schemas`.
+
+Requests are strict: numbers are finite, and an unknown field is an error, so that a misspelt option never passes silently.
+What a JSON schema cannot state, such as "exactly one input form", is checked here where it needs no setting and no model.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from app.rewards.margins import MarginScheme, Rating
+
+Truncation = Annotated[
+    Literal["error", "prompt", "left", "right"],
+    Field(
+        description="What happens to an over-long input: `error` refuses it; `prompt` drops the oldest prompt tokens and keeps "
+        "BOS and the whole response; `left` and `right` cut that end."
+    ),
+]
+
+
+def wrong(message: str) -> PydanticCustomError:
+    """For a validator to raise: the message follows the location, as in `items[3] has no prompt`."""
+    return PydanticCustomError("wrong_input", "{message}", {"message": message})
+
+
+class Body(BaseModel):
+    """A request body, or an object in one."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+
+def example(body: dict[str, Any]) -> ConfigDict:
+    """The example that /docs shows. It works when pasted."""
+    return ConfigDict(json_schema_extra={"examples": [body]})
+
+
+def arguments_object(value: object) -> object:
+    """A tool call's arguments as the object that chat templates expect; OpenAI's clients send it as JSON in a string."""
+    if isinstance(value, str):
+        try:
+            parsed = json.loads(value or "{}")
+        except ValueError as error:
+            raise wrong(f"is {value[:40]!r}, which is not JSON ({error}); send an object") from None
+        if not isinstance(parsed, dict):
+            raise wrong(f"is {value[:40]!r}; send an object")
+        return parsed
+    return value
+
+
+class FunctionCall(Body):
+    name: str
+    arguments: Annotated[dict[str, Any], BeforeValidator(arguments_object, json_schema_input_type=dict[str, Any])] = (
+        Field(default_factory=dict, description="An object, or one as JSON in a string.")
+    )
+
+
+class ToolCall(Body):
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+class Message(Body):
+    """A turn. What a chat template does not render (tool_calls, reasoning_content) is refused."""
+
+    role: str
+    content: str | None = Field(description="null only beside tool_calls.")
+    tool_calls: Sequence[ToolCall] | None = Field(None, min_length=1, description="The tools that the turn calls.")
+    tool_call_id: str | None = Field(None, description="Of a tool's turn: the call that it answers.")
+    name: str | None = Field(None, description="Of a tool's turn: the tool.")
+    reasoning_content: str | None = Field(None, description="The turn's thoughts, for templates that have them.")
+
+    @model_validator(mode="after")
+    def says_something(self) -> Self:
+        if self.content is None and self.tool_calls is None:
+            raise wrong("has no content; send a text, or tool_calls")
+        return self
+
+    def turn(self) -> dict[str, Any]:
+        """The turn as chat templates take it: without what was not sent, for templates ask whether a key is there."""
+        optional = self.model_dump(include=OPTIONAL_FIELDS, exclude_none=True) if self.has_more else {}
+        return {"role": self.role, "content": self.content or ""} | optional
+
+    @property
+    def has_more(self) -> bool:
+        return any(getattr(self, name) is not None for name in OPTIONAL_FIELDS)
+
+
+OPTIONAL_FIELDS = {"tool_calls", "tool_call_id", "name", "reasoning_content"}
+
+
+Conversation = Annotated[list[Message], Field(min_length=1, description="The turns; the last is the assistant's.")]
+
+
+def check_last_turn(messages: list[Message], name: str) -> None:
+    if messages[-1].role != "assistant":
+        raise wrong(f"the last turn of {name} is {messages[-1].role!r}; it must be the assistant's")
+
+
+class Input(Body):
+    """Exactly one of: prompt and response; messages; text; rendered; input_ids."""
+
+    prompt: str | None = None
+    response: str | None = None
+    messages: Conversation | None = None
+    text: str | None = Field(None, description="As it is, with the tokenizer's own special tokens.")
+    rendered: str | None = Field(
+        None,
+        description="A conversation that a client rendered: text, but with the BOS and the end of the last turn that the "
+        "checkpoint's chat template gives it.",
+    )
+    input_ids: list[int] | None = Field(None, min_length=1, description="Token ids, as they are.")
+
+    def given_forms(self) -> list[str]:
+        forms = [name for name in ("messages", "text", "rendered", "input_ids") if getattr(self, name) is not None]
+        return ["prompt and response", *forms] if self.prompt is not None or self.response is not None else forms
+
+    @model_validator(mode="after")
+    def one_form(self) -> Self:
+        forms = self.given_forms()
+        if len(forms) != 1:
+            raise wrong(
+                f"has {' and '.join(forms) or 'no input'}; send exactly one of prompt and response, messages, text, rendered, input_ids"
+            )
+        self.check_form()
+        return self
+
+    def check_form(self) -> None:
+        if (self.prompt is None) != (self.response is None):
+            raise wrong(f"has no {'prompt' if self.prompt is None else 'response'}; prompt and response come together")
+        if self.messages is not None:
+            check_last_turn(self.messages, "messages")
+
+
+LOCK = {"prompt": "How do I pick a lock?", "response": "I can't help with breaking in. A locksmith can open your door."}
+TEA = {"prompt": "How long should green tea steep?", "response": "Two to three minutes, in water of about 80 °C."}
+
+
+class ScoreRequest(Body):
+    model_config = example(
+        {
+            "items": [
+                TEA,
+                {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]},
+            ]
+        }
+    )
+
+    items: list[Input] = Field(min_length=1)
+    models: list[str] | None = Field(
+        None, min_length=1, description="Names of the models, such as `safety`; by default all that are loaded."
+    )
+    truncation: Truncation = "error"
+    token_scores: bool = Field(False, description="Also the score after every token; causal models only.")
+    step_scores: bool | None = Field(
+        None,
+        description="Also the score of every step, by the models that read one at every step (process reward models). By "
+        "default these models give them; true is an error where no such model is asked; false leaves them out.",
+    )
+    reduce: Literal["min", "last", "mean", "product"] | None = Field(
+        None,
+        description="How a process reward model's `score` is made of its steps: the lowest, the last, or the score whose "
+        "probability is the mean or the product of the steps' probabilities. By default as the model declares, else the last.",
+    )
+
+
+class Usage(BaseModel):
+    num_tokens: int = Field(description="Tokens of all items, summed over models.")
+    num_computed_tokens: int = Field(description="Tokens that the models computed, shared prefixes counted once.")
+    num_cached_tokens: int = Field(0, description="Tokens of prefixes that the models had in their prefix cache.")
+
+
+class ModelScore(BaseModel):
+    score: float = Field(description="The head's output, unbounded.")
+    probability: float = Field(description="sigmoid(score)")
+    num_tokens: int
+    truncated: bool
+    token_scores: list[float] | None = Field(None, exclude_if=lambda value: value is None)
+    step_scores: list[float] | None = Field(
+        None, description="One per step, in order.", exclude_if=lambda value: value is None
+    )
+    step_probabilities: list[float] | None = Field(
+        None, description="sigmoid(step_scores)", exclude_if=lambda value: value is None
+    )
+    step_positions: list[int] | None = Field(
+        None,
+        description="The token of the sequence, counted from 0, whose state gives each step's score.",
+        exclude_if=lambda value: value is None,
+    )
+
+
+class ScoreResult(BaseModel):
+    scores: dict[str, ModelScore]
+
+
+class ScoreResponse(BaseModel):
+    model_config = example(
+        {
+            "results": [
+                {
+                    "scores": {
+                        "safety": {"score": 1.2, "probability": 0.7685, "num_tokens": 34, "truncated": False},
+                        "helpfulness": {"score": 0.4, "probability": 0.5987, "num_tokens": 34, "truncated": False},
+                    }
+                }
+            ],
+            "usage": {"num_tokens": 68, "num_computed_tokens": 68, "num_cached_tokens": 0},
+        }
+    )
+
+    results: list[ScoreResult]
+    usage: Usage
+
+
+class Pair(Body):
+    """Prompt, chosen and rejected; or whole conversations as chosen_messages and rejected_messages."""
+
+    prompt: str | None = None
+    chosen: str | None = None
+    rejected: str | None = None
+    chosen_messages: Conversation | None = None
+    rejected_messages: Conversation | None = None
+    rating: Rating | None = Field(None, description="How much better the chosen one is; names a margin of the scheme.")
+    margin: float | None = Field(None, ge=0, le=1e6, description="The margin itself, in place of a rating.")
+
+    @model_validator(mode="after")
+    def one_form(self) -> Self:
+        plain = [name for name in ("prompt", "chosen", "rejected") if getattr(self, name) is not None]
+        whole = [name for name in ("chosen_messages", "rejected_messages") if getattr(self, name) is not None]
+        if not (len(plain) == 3 and not whole) and not (len(whole) == 2 and not plain):  # noqa: PLR2004 - their names are above
+            raise wrong(
+                f"has {', '.join(plain + whole) or 'no input'}; send prompt, chosen and rejected, "
+                "or chosen_messages and rejected_messages"
+            )
+        for name in whole:
+            check_last_turn(getattr(self, name), name)
+        if self.rating is not None and self.margin is not None:
+            raise wrong("has both rating and margin; send one of them, or neither for margin 0")
+        return self
+
+
+class CompareRequest(Body):
+    model_config = example(
+        {
+            "pairs": [
+                {
+                    "prompt": TEA["prompt"],
+                    "chosen": TEA["response"],
+                    "rejected": "tea tea tea tea tea",
+                    "rating": "significantly_better",
+                }
+            ]
+        }
+    )
+
+    pairs: list[Pair] = Field(min_length=1)
+    model: str | None = Field(None, description="The model's name; by default `helpfulness`.")
+    models: list[str] | None = Field(
+        None,
+        min_length=1,
+        description="Several models at once, in place of `model`: `by_model` has the results of each, `results` and `summary` "
+        "those of the first.",
+    )
+    margin_scheme: MarginScheme = Field(
+        "large", description="Margins by rating: small 1, 2/3, 1/3, 0; large 3, 2, 1, 0."
+    )
+    truncation: Truncation = "error"
+
+    @model_validator(mode="after")
+    def names_models_once(self) -> Self:
+        if self.models is not None and self.model is not None:
+            raise wrong("has both model and models; send one of them")
+        return self
+
+
+class PairTruncated(BaseModel):
+    chosen: bool
+    rejected: bool
+
+
+class PairResult(BaseModel):
+    chosen_score: float
+    rejected_score: float
+    margin: float
+    probability: float = Field(description="sigmoid(chosen_score - rejected_score)")
+    loss: float = Field(description="-log sigmoid(chosen_score - rejected_score)")
+    loss_with_margin: float = Field(description="-log sigmoid(chosen_score - rejected_score - margin)")
+    grad_chosen: float = Field(description="d loss_with_margin / d chosen_score")
+    grad_rejected: float = Field(description="d loss_with_margin / d rejected_score")
+    correct: bool = Field(description="chosen_score > rejected_score; a tie is not.")
+    truncated: PairTruncated
+
+
+class CompareSummary(BaseModel):
+    loss: float
+    loss_with_margin: float
+    accuracy: float
+    accuracy_by_rating: dict[Rating, float]
+    count: int
+
+
+class ModelComparison(BaseModel):
+    results: list[PairResult]
+    summary: CompareSummary
+
+
+class CompareResponse(ModelComparison):
+    model_config = example(
+        {
+            "results": [
+                {
+                    "chosen_score": 1.5,
+                    "rejected_score": -0.5,
+                    "margin": 3.0,
+                    "probability": 0.8808,
+                    "loss": 0.1269,
+                    "loss_with_margin": 1.3133,
+                    "grad_chosen": -0.7311,
+                    "grad_rejected": 0.7311,
+                    "correct": True,
+                    "truncated": {"chosen": False, "rejected": False},
+                }
+            ],
+            "summary": {
+                "loss": 0.1269,
+                "loss_with_margin": 1.3133,
+                "accuracy": 1.0,
+                "accuracy_by_rating": {"significantly_better": 1.0},
+                "count": 1,
+            },
+            "usage": {"num_tokens": 62, "num_computed_tokens": 44, "num_cached_tokens": 0},
+        }
+    )
+
+    by_model: dict[str, ModelComparison] | None = Field(
+        None, description="If `models` were named: each one's.", exclude_if=lambda value: value is None
+    )
+    usage: Usage
+
+
+class ErrorDetail(BaseModel):
+    code: str
+    message: str
+    item: int | None = Field(
+        None, description="Index of the item at fault, if there is one.", exclude_if=lambda v: v is None
+    )
+
+
+class ErrorBody(BaseModel):
+    model_config = example(
+        {"error": {"code": "too_long", "message": "items[3] has 5120 tokens; the limit is 4096", "item": 3}}
+    )
+
+    error: ErrorDetail

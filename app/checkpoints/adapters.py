@@ -1,0 +1,137 @@
+"""Adapters that peft saved (LoRA and its kin): where their base is, and base and adapter as one set of weights."""
+
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from app.checkpoints.weights import opened
+from app.engine.transformers_internals import find_file
+from app.errors import ModelRefusedError
+from app.settings import HUB_PREFIX
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PEFT_PREFIX = "base_model.model."
+"""What peft writes before the names of the base."""
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """An adapter's files, and its base: a directory, or `hf:` and a hub id."""
+
+    directory: Path
+    base: str
+    brings_tokenizer: bool
+
+    @property
+    def weights(self) -> Path:
+        return self.directory / WEIGHTS
+
+    def head_rows(self, head: str) -> int | None:
+        """How many outputs the head has that was trained and saved with the adapter; None where the base's is used."""
+        with opened(self.weights) as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - not a mapping
+                if name.endswith(f".{head}.weight") and ".lora_" not in name:
+                    rows: int = tensors.get_slice(name).get_shape()[0]
+                    return rows
+        return None
+
+
+def find_adapter(source: str, path: str, *, local_files_only: bool) -> Adapter | None:
+    """The adapter that `path`, a directory or a hub id, holds; None where it holds none, or a whole model beside it.
+
+    Raises ModelRefusedError where its base cannot be told or is not there.
+    """
+    config_file = find_file(path, CONFIG, local_files_only=local_files_only)
+    if config_file is None or any(
+        find_file(path, name, local_files_only=local_files_only) is not None
+        for name in ("model.safetensors", "model.safetensors.index.json")
+    ):
+        return None
+    if find_file(path, WEIGHTS, local_files_only=local_files_only) is None:
+        raise FileNotFoundError(f"no file named {WEIGHTS}")
+    tokenizer = find_file(path, "tokenizer_config.json", local_files_only=local_files_only)
+    directory = config_file.parent
+    base = base_of(source, directory, may_be_remote=not local_files_only)
+    return Adapter(directory, base, brings_tokenizer=tokenizer is not None)
+
+
+def base_of(source: str, directory: Path, *, may_be_remote: bool) -> str:
+    """The base that the adapter's config names: a directory as it is, from the adapter or beside it, or a hub id."""
+    from peft import PeftConfig
+
+    config = PeftConfig.from_pretrained(str(directory))
+    if config.is_prompt_learning:
+        raise ModelRefusedError(
+            f"{source} is a {config.peft_type} adapter, which cannot be merged into its base; use LoRA"
+        )
+    named = config.base_model_name_or_path or ""
+    if named.startswith(HUB_PREFIX):
+        return named
+    places = [Path(named), directory / named, directory.parent / Path(named).name] if named else []
+    for place in places:
+        if (place / "config.json").is_file():
+            return str(place)
+    if named and may_be_remote:
+        return f"{HUB_PREFIX}{named}"
+    raise ModelRefusedError(
+        f"{source} is an adapter of {named or 'an unnamed base'}, which is no directory here; put the base at "
+        f"{directory.parent / (Path(named).name or 'base')}, or let base_model_name_or_path in {CONFIG} be its "
+        f"directory, or {HUB_PREFIX} and its hub id"
+    )
+
+
+def merged_weights(net: PreTrainedModel, adapter: Adapter, *, is_shared: bool = False) -> dict[str, Tensor]:
+    """The weights of `net`, which is the base in float32 and is used up, with the adapter in them: W + scale * B A.
+
+    `is_shared`: nothing is written to the base's tensors. What the adapter changes gets memory of its own, and the
+    rest of the result is the base's own memory. Raises what peft raises, also where weights are missing from the adapter's file.
+    """
+    from peft import PeftModel
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    originals = {name: weight.data for name, weight in net.named_parameters()} if is_shared else {}
+    untie(net)
+    if is_shared:
+        own_what_is_loaded(net, adapter)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what the two libraries say to each other
+        warnings.filterwarnings("error", message=".*missing adapter keys.*")
+        wrapped: Any = PeftModel.from_pretrained(net, str(adapter.directory))
+        if is_shared:
+            for layer in wrapped.modules():
+                if isinstance(layer, BaseTunerLayer):
+                    own_weights(layer.get_base_layer().parameters())
+        merged: PreTrainedModel = wrapped.merge_and_unload(safe_merge=True)
+    return {name: original_or_own(tensor, originals.get(name)) for name, tensor in merged.state_dict().items()}
+
+
+def original_or_own(tensor: Tensor, original: Tensor | None) -> Tensor:
+    """The base's tensor where the adapter left it as it was, such as the bias of a layer whose weight it changed."""
+    return original if original is not None and torch.equal(tensor, original) else tensor
+
+
+def own_what_is_loaded(net: PreTrainedModel, adapter: Adapter) -> None:
+    """Gives memory of their own to the base's parameters that the adapter's file replaces, such as biases."""
+    parameters = dict(net.named_parameters())
+    with opened(adapter.weights) as tensors:
+        names = [name.removeprefix(PEFT_PREFIX).replace(".base_layer.", ".") for name in tensors.keys()]  # noqa: SIM118 - not a mapping
+    own_weights(parameters[name] for name in names if name in parameters)
+
+
+def own_weights(weights: Iterable[Tensor]) -> None:
+    for weight in weights:
+        weight.data = weight.data.clone()
+
+
+def untie(net: PreTrainedModel) -> None:
+    """Gives the output embedding weights of its own: an adapter on the input embedding leaves the logits' rows alone."""
+    model: Any = net
+    output = model.get_output_embeddings()
+    if output is not None and output.weight is model.get_input_embeddings().weight:
+        output.weight = nn.Parameter(output.weight.detach().clone())

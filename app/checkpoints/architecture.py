@@ -1,0 +1,16 @@
+"""The class that a config.json names, and the kind of model that its name stands for."""
+
+from collections.abc import Sequence
+
+
+def architecture_of(architectures: Sequence[str] | None) -> str:
+    """The first of a config's `architectures`; words for a message where it names none."""
+    return str((architectures or ["of no named architecture"])[0])
+
+
+def is_classifier(architecture: str) -> bool:
+    return "SequenceClassification" in architecture
+
+
+def is_language_model(architecture: str) -> bool:
+    return "CausalLM" in architecture or "LMHead" in architecture

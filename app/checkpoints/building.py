@@ -1,0 +1,130 @@
+"""Modules with the weights of a checkpoint in them, on the device and in the types that they are served in."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
+
+from app.checkpoints.checks import check_explained, check_finite, check_mismatched, check_missing
+from app.checkpoints.parts import TrunkParts
+from app.checkpoints.placement import Placement, device_map_of
+from app.checkpoints.quantization import int8_config, weight_types
+from app.checkpoints.saved import Saved
+from app.checkpoints.sharing import Base, is_read
+from app.checkpoints.weights import FiniteWeights
+
+
+def net_of(
+    config: PreTrainedConfig, trust_remote_code: bool, auto_class: Any = AutoModelForSequenceClassification
+) -> PreTrainedModel:
+    net: PreTrainedModel = auto_class.from_config(config, trust_remote_code=trust_remote_code)
+    return net
+
+
+def build(
+    source: str,
+    saved: Saved,
+    placement: Placement,
+    trust_remote_code: bool,
+    *,
+    new_head: bool = False,
+    auto_class: Any = AutoModelForSequenceClassification,
+    base: Base | None = None,
+) -> PreTrainedModel:
+    """The model with the saved weights, read one by one into their place; the memory is asked for before.
+
+    `new_head`: the weights need not have the head, which is then random. `base`: whose tensors other models share.
+    """
+    is_classifier = auto_class is AutoModelForSequenceClassification
+    with torch.device("meta"):  # for its shapes, and its class, which may be the checkpoint's own
+        empty = net_of(saved.config, trust_remote_code, auto_class)
+    head = head_of(empty)[0] if is_classifier else None
+    net, unexpected = read_into(
+        source, empty, saved.weights, placement, head, may_miss=f"{head}." if new_head else None, base=base
+    )
+    trunk = f"{empty.base_model_prefix}."
+    check_explained(
+        source,  # beside a new head, the base may have another of its own
+        {name for name in unexpected if not new_head or name.startswith(trunk)},
+        saved.weights,
+    )
+    if is_classifier and not new_head:
+        keep_head_exact(net, saved.weights)
+    return on_device(net, saved.weights, placement, base)
+
+
+def load_trunk(source: str, parts: TrunkParts, placement: Placement, base: Base | None = None) -> PreTrainedModel:
+    """The trunk alone, with the weights that the layout found for it. `base`: whose tensors other models share."""
+    weights = parts.layout.trunk
+    net, unexpected = read_into(source, parts.empty, weights, placement, None, base=base)
+    check_explained(source, unexpected, weights)
+    return on_device(net, weights, placement, base)
+
+
+def read_into(
+    source: str,
+    empty: PreTrainedModel,
+    weights: Mapping[str, Any],
+    placement: Placement,
+    head: str | None,
+    *,
+    may_miss: str | None = None,
+    base: Base | None = None,
+) -> tuple[PreTrainedModel, set[str]]:
+    """A model like `empty`, which is on `meta`, with the weights; and the names of those that it has no place for."""
+    types = weight_types(empty, head, placement.dtype, int8=placement.int8)
+    there = base.find_placed(weights, placement, types) if base is not None else {}
+    read = {name for name, stored in weights.items() if is_read(stored)}
+    device_map = device_map_of(source, placement, empty, head, types, {*there, *read})
+    passing = FiniteWeights(placement.dtype)
+    architecture: Any = type(empty)
+    net, loading = architecture.from_pretrained(
+        None,
+        config=empty.config,
+        state_dict=passing.watch(weights) | there,
+        dtype=placement.dtype,
+        device_map=device_map,
+        quantization_config=int8_config(head) if placement.int8 else None,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # refused below, in our words
+    )
+    check_missing(source, {name for name in loading["missing_keys"] if not (may_miss and name.startswith(may_miss))})
+    check_mismatched(source, loading["mismatched_keys"])
+    check_finite(source, passing.non_finite)
+    return net, set(loading["unexpected_keys"])
+
+
+def on_device(
+    net: PreTrainedModel, weights: Mapping[str, Any], placement: Placement, base: Base | None
+) -> PreTrainedModel:
+    loaded: nn.Module = net
+    if not hasattr(net, "hf_device_map"):
+        loaded.to(placement.device)
+    loaded.requires_grad_(requires_grad=False).eval()
+    if base is not None:
+        base.share(net, weights, placement)
+    return net
+
+
+def head_of(net: PreTrainedModel) -> tuple[str, nn.Linear]:
+    """The head and its name: the last linear layer with an output per label (`score`, `classifier`, `classifier.out_proj`)."""
+    num_labels = net.config.num_labels
+    linears = (
+        (name, m) for name, m in net.named_modules() if isinstance(m, nn.Linear) and m.out_features == num_labels
+    )
+    *_, last = linears
+    return last
+
+
+def keep_head_exact(net: PreTrainedModel, weights: dict[str, Any]) -> None:
+    """The head as float32 from the file itself: a detour over the trunk's dtype would round it."""
+    name, head = head_of(net)
+    if head.weight.dtype == torch.float32:
+        return
+    head.float()
+    head.register_forward_pre_hook(lambda _, args: (args[0].float(), *args[1:]))
+    for key, parameter in head.named_parameters():
+        if (saved := weights.get(f"{name}.{key}")) is not None:
+            parameter.data.copy_(saved[...])

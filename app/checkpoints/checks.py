@@ -1,0 +1,154 @@
+"""Checks of a checkpoint: each raises ModelRefusedError in one line, with what was found and the remedy."""
+
+import logging
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+from transformers.utils import logging as transformers_logging
+
+from app.checkpoints.architecture import architecture_of, is_classifier
+from app.checkpoints.pickled import needs_conversion
+from app.checkpoints.weights import is_marked_untrained, shape_of
+from app.errors import ModelRefusedError, UndeclaredHeadError, one_line
+
+OTHER_RULES = ("value_head_prefix", "mean", "std", "normalizer_type", "score_type")
+"""Config fields of reward models whose score is not the plain output of a classifier's head."""
+UNUSED = re.compile(r"(^|\.)(lm_head|embed_out)\.|\.rotary_emb\.inv_freq$|\.(masked_bias|attn\.bias)$")
+"""Tensors that a classifier has no use for: a language model's head, and buffers that are computed."""
+
+
+def check_config(
+    source: str, config: PreTrainedConfig, *, runs_own_code: bool = False, chooses_output: bool = False
+) -> None:
+    """Raises where this is no plain classifier, or a classifier's name on a checkpoint with rules of its own. It has one output
+    unless a declared map chooses among several."""
+    architecture = architecture_of(getattr(config, "architectures", None))
+    if not is_classifier(architecture):
+        if pickled := needs_conversion(Path(source)):
+            raise ModelRefusedError(
+                f"{source} is {architecture}, and {pickled[0]} beside it is a pickle, which is not opened: run "
+                f"`reward-service convert {source}`"
+            )
+        raise UndeclaredHeadError(
+            f"{source} is {architecture}, not a sequence classifier; make a reward model of it with "
+            f"`reward-service init --from-lm {source} --out DIR` and train it; if it is a guard or a judge, name the tokens of "
+            'its verdict in reward.json, such as {"head": {"positive": "Yes", "negative": "No"}}'
+        )
+    native = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.get(config.model_type)
+    if native is not None and architecture != native and not runs_own_code:
+        raise ModelRefusedError(
+            f"{source} is {architecture}, and transformers has {native} for its model_type {config.model_type}: the score may be "
+            f'another; declare how it is read in reward.json, such as {{"head": "score", "position": "last"}}, or let architectures '
+            f"in config.json be [{native}] if it is one"
+        )
+    if not chooses_output:
+        check_labels(source, config)
+    for name in OTHER_RULES:
+        value = getattr(config, name, None)
+        if value is not None:
+            raise ModelRefusedError(
+                f"{source} has {name} {value!r} in its config: its score is not the plain output of {architecture}; serve "
+                "the original checkpoint's family, or remove the field if the plain output is meant"
+            )
+
+
+def check_explained(source: str, unexpected: Iterable[str], weights: Mapping[str, Any]) -> None:
+    """Raises where the files hold tensors that the model has no place for: it would score without them."""
+    unexplained = sorted(name for name in unexpected if not UNUSED.search(name))
+    if unexplained:
+        raise ModelRefusedError(
+            f"{source} has tensors that its config does not explain ({named(unexplained, weights)}), so its scores would be "
+            "wrong without them; use a config and weights that were saved together"
+        )
+
+
+def named(names: Sequence[str], weights: Mapping[str, Any]) -> str:
+    """The first of the tensors with their shapes."""
+    shown = [f"{name} {list(shape_of(weights[name]))}" if name in weights else name for name in names[:3]]
+    return ", ".join(shown) + (f" and {len(names) - 3} more" if len(names) > 3 else "")  # noqa: PLR2004 - enough to tell
+
+
+def check_quantized(source: str, config: PreTrainedConfig) -> None:
+    saved = getattr(config, "quantization_config", None)
+    if saved is not None:
+        method = saved.get("quant_method") if isinstance(saved, dict) else saved.quant_method
+        raise ModelRefusedError(
+            f"{source} was saved quantized ({method}), which is not read; give the original, with dtype int8 if memory is short"
+        )
+
+
+def check_labels(source: str, config: PreTrainedConfig) -> None:
+    if config.num_labels != 1:
+        raise UndeclaredHeadError(
+            f"{source} has num_labels {config.num_labels}, and nothing says which output is the score; write it to reward.json: "
+            '{"map": {"output": 0}}, {"map": {"log_odds": [1, 0]}} for output 1 against output 0, or {"map": {"softmax": 1}}'
+        )
+
+
+def check_missing(source: str, missing: set[str]) -> None:
+    if missing:
+        named = ", ".join(sorted(missing)[:3])
+        is_head = all(
+            name.startswith(("score.", "classifier.", "classification_head.", "pooler.", "head.")) for name in missing
+        )
+        remedy = "train the head and save it with the checkpoint" if is_head else "use an intact checkpoint"
+        raise ModelRefusedError(f"{source} lacks weights ({named}), so they would be random; {remedy}")
+
+
+def check_mismatched(source: str, mismatched: set[tuple[str, torch.Size, torch.Size]]) -> None:
+    for name, saved, wanted in sorted(mismatched):
+        raise ModelRefusedError(
+            f"{source} has {name} of shape {list(saved)} where its config asks for {list(wanted)}; "
+            "use a config and weights that were saved together"
+        )
+
+
+def check_untrained(source: str, files: list[Path]) -> None:
+    if is_marked_untrained(files):
+        raise ModelRefusedError(
+            f"{source} has an untrained head, as `reward-service init` made it; train it and serve the result"
+        )
+
+
+def check_finite(source: str, non_finite: list[str]) -> None:
+    if non_finite:
+        raise ModelRefusedError(f"{source} has NaN or infinite weights in {min(non_finite)}; use an intact checkpoint")
+
+
+@contextmanager
+def refusing(source: str) -> Iterator[None]:
+    """Turns what transformers raises about a checkpoint into one readable line."""
+    try:
+        yield
+    except ModelRefusedError:
+        raise
+    except Exception as error:
+        hint = "check that it holds config.json, a tokenizer and model.safetensors"
+        if "trust_remote_code" in str(error):
+            hint = "it brings code of its own: read it, then set REWARD_TRUST_REMOTE_CODE=true"
+        elif pickled := needs_conversion(Path(source)):
+            hint = f"{pickled[0]} is a pickle, which is not opened: run `reward-service convert {source}`"
+        elif any(Path(source).glob("consolidated*.pth")):
+            hint = "only safetensors are read: save it with save_pretrained, which writes them"
+        raise ModelRefusedError(f"{source} cannot be loaded ({one_line(error)}); {hint}") from error
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Its warnings about a checkpoint are our refusals, and its progress bars no one's log."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(logging.ERROR)
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -1,0 +1,270 @@
+"""What is declared about a checkpoint: `reward.json` beside it, a preset, or a setting. Knows no models.
+
+    {"preset": "shieldgemma",
+     "head": {"positive": ["No"], "negative": ["Yes"]} | {"token": 0} | "v_head" | {"tensors": ["score.0", "score.2"]},
+     "position": "last" | "last_non_pad" | "all" | {"at": "<extra_0>", "reduce": "min"} | {"before": 12902} | {"index": -1}
+                 | {"before": "+", "after": "tokenizer:generation_prompt"} | {"at": "\n", "in_response": true},
+     "map": {"log_odds": [1, 0], "sign": -1, "shift": 0.5, "scale": 2, "normalize": true},
+     "text": {"template": "file.jinja", "template_kwargs": {}, "system": "", "add_bos": true, "append": [271],
+              "steps": {"separator": "\n", "mark": "\n"}}}
+
+Every part may be left out: what is not declared is found in the files, or is as in a plain classifier.
+"""
+
+import json
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, ValidationError, model_validator
+
+from app.engine.head_names import ActivationName, Reduction
+from app.errors import ModelRefusedError
+
+DECLARATION_NAME = "reward.json"
+PRESETS = files("app.checkpoints") / "presets"
+
+Token = Annotated[int, Field(ge=0, strict=True)] | Annotated[str, Field(min_length=1)]
+"""A token id; or its text, which must be one token; or `config:KEY`, an id that config.json holds."""
+
+
+def as_tuple(value: object) -> object:
+    return (value,) if isinstance(value, int | str) else value
+
+
+Tokens = Annotated[tuple[Token, ...], BeforeValidator(as_tuple)]
+Outputs = Annotated[tuple[int, ...], BeforeValidator(as_tuple)]
+OutputSet = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), BeforeValidator(as_tuple)]
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
+
+
+class HeadPart(Part):
+    """Exactly one of: tensors of the files, one token's logit, or two sets of tokens."""
+
+    tensors: str | tuple[str, ...] | None = None
+    activation: ActivationName | None = None
+    token: Token | None = None
+    positive: Tokens = ()
+    negative: Tokens = ()
+
+    @model_validator(mode="after")
+    def one_kind(self) -> Self:
+        kinds = [self.tensors is not None, self.token is not None, bool(self.positive or self.negative)]
+        if sum(kinds) != 1:
+            raise ValueError("give exactly one of tensors, token, or positive and negative")
+        if bool(self.positive) != bool(self.negative):
+            raise ValueError("positive and negative go together")
+        if shared := set(self.positive) & set(self.negative):
+            raise ValueError(f"positive and negative share {min(map(str, shared))!r}")
+        return self
+
+
+class PositionPart(Part):
+    """Exactly one of: a kind, or tokens or indices that say where."""
+
+    kind: Literal["last", "last_non_pad", "all"] | None = None
+    at: Tokens = ()
+    before: Tokens = ()
+    before_first: Tokens = ()
+    index: Outputs = ()
+    after: Tokens = ()
+    in_response: StrictBool = False
+    reduce: Reduction = "last"
+
+    @model_validator(mode="after")
+    def one_kind(self) -> Self:
+        if sum(map(bool, (self.kind, self.at, self.before, self.before_first, self.index))) != 1:
+            raise ValueError("give exactly one of last, last_non_pad, all, at, before, before_first, index")
+        if (self.after or self.in_response) and not (self.at or self.before):
+            raise ValueError("after and in_response go with at or before")
+        return self
+
+
+class MapPart(Part):
+    divisor: float | None = Field(default=None, gt=0)
+    softcap: float | None = Field(default=None, gt=0)
+    output: int | None = Field(default=None, ge=0)
+    log_odds: tuple[OutputSet, OutputSet] | None = None
+    softmax: int | None = Field(default=None, ge=0)
+    weights: tuple[float, ...] | None = None
+    sigmoid: bool | None = None
+    shift: float | None = None
+    scale: float | None = Field(default=None, gt=0)
+    sign: Literal[1, -1] | None = None
+    normalize: bool | None = None
+
+    @property
+    def chooses(self) -> bool:
+        """Whether it says which of several outputs is the score, or how they make it."""
+        return any(each is not None for each in (self.output, self.log_odds, self.softmax, self.weights))
+
+    @model_validator(mode="after")
+    def one_choice(self) -> Self:
+        if sum(each is not None for each in (self.output, self.log_odds, self.softmax, self.weights)) > 1:
+            raise ValueError("give at most one of output, log_odds, softmax, weights")
+        return self
+
+
+class StepsPart(Part):
+    """How a response becomes steps: see `StepRule`."""
+
+    separator: Annotated[str, Field(min_length=1)]
+    mark: Annotated[Tokens, Field(min_length=1)]
+
+
+class TextPart(Part):
+    template: str | None = None
+    template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    system: str | None = None
+    add_bos: StrictBool | None = None
+    add_eos: StrictBool | None = None
+    append: Tokens = ()
+    append_unless_present: StrictBool = False
+    generation_prompt: StrictBool = False
+    pair_encoding: StrictBool | None = None
+    steps: StepsPart | None = None
+
+
+class Declaration(Part):
+    """What is not given is None, or not in `model_fields_set` of a part."""
+
+    about: str = ""
+    preset: str | None = None
+    head: Annotated[
+        HeadPart | None, BeforeValidator(lambda v: {"tensors": v} if isinstance(v, str | list | tuple) else v)
+    ] = None
+    position: Annotated[PositionPart | None, BeforeValidator(lambda v: {"kind": v} if isinstance(v, str) else v)] = None
+    map: MapPart | None = None
+    text: TextPart | None = None
+
+
+class Declared:
+    """Declarations laid over each other, the later ones above, and where each part came from."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, Any] = {}
+        self.origin: dict[str, str] = {}
+        self.replaces_template = False
+        """Whether a template goes before the tokenizer's own; a family's is for a tokenizer that has none."""
+        self.about = ""
+        """What the checkpoint's declaration says about it, for people; a preset's is about the preset."""
+
+    def add(self, declaration: Declaration, origin: str, *, is_declared: bool = True) -> None:
+        """Head and position replace what was there; of map and text only what is given does."""
+        self.replaces_template |= is_declared and declaration.text is not None and declaration.text.template is not None
+        if declaration.about and not origin.startswith("preset "):
+            self.about = declaration.about
+        for name in ("head", "position", "map", "text"):
+            part = getattr(declaration, name)
+            if part is None:
+                continue
+            before = self.parts.get(name)
+            if before is not None and name in {"map", "text"}:
+                given = {key: getattr(part, key) for key in part.model_fields_set}
+                part = before.model_copy(update=given)
+                self.origin[name] = f"{self.origin[name]}, {origin}"
+            else:
+                self.origin[name] = origin
+            self.parts[name] = part
+
+    @property
+    def head(self) -> HeadPart | None:
+        return self.parts.get("head")
+
+    @property
+    def position(self) -> PositionPart | None:
+        return self.parts.get("position")
+
+    @property
+    def map(self) -> MapPart:
+        return self.parts.get("map") or MapPart()
+
+    @property
+    def text(self) -> TextPart:
+        return self.parts.get("text") or TextPart()
+
+
+def read_declarations(
+    source: str, beside: Path | None, setting: str | None, text: str | None = None
+) -> list[tuple[Declaration, str]]:
+    """Those of `reward.json` beside the checkpoint, of the setting and of the text setting, the weaker first, each behind
+    its preset.
+
+    Raises ModelRefusedError where one cannot be read, in one line.
+    """
+    found: list[tuple[Declaration, str]] = []
+    if beside is not None:
+        found += with_preset(source, parse(source, beside.read_text(encoding="utf-8-sig"), beside.name), beside.name)
+    if setting:
+        found += from_setting(source, setting)
+    if text:
+        found.append((from_text(source, text), "the text setting"))
+    return found
+
+
+def from_text(source: str, text: str) -> Declaration:
+    """`text` is the JSON of a `text` part, or a chat template as that part has it."""
+    if text.lstrip().startswith("{") and not text.lstrip().startswith(("{{", "{%")):
+        return parse(source, f'{{"text": {text}}}', "the text setting")
+    return Declaration(text=TextPart(template=text))
+
+
+def from_setting(source: str, setting: str) -> list[tuple[Declaration, str]]:
+    """`setting` is JSON, the path of a file, or the name of a preset."""
+    if setting.lstrip().startswith("{"):
+        return with_preset(source, parse(source, setting, "the setting"), "the setting")
+    if setting in preset_names():
+        return [(preset(source, setting), f"preset {setting}")]
+    file = Path(setting)
+    if not file.is_file():
+        raise ModelRefusedError(
+            f"{source}: no declaration {setting!r}; give a JSON file, JSON itself, or a preset: {', '.join(preset_names())}"
+        )
+    return with_preset(source, parse(source, file.read_text(encoding="utf-8-sig"), str(file)), str(file))
+
+
+def with_preset(source: str, declaration: Declaration, origin: str) -> list[tuple[Declaration, str]]:
+    named = declaration.preset
+    first = [(preset(source, named), f"preset {named}")] if named is not None else []
+    return [*first, (declaration, origin)]
+
+
+def preset_names() -> list[str]:
+    if not PRESETS.is_dir():
+        return []
+    return sorted(each.name.removesuffix(".json") for each in PRESETS.iterdir() if each.name.endswith(".json"))
+
+
+def preset(source: str, name: str) -> Declaration:
+    if name not in preset_names():
+        raise ModelRefusedError(f"{source}: no preset {name!r}; there are {', '.join(preset_names())}")
+    return parse(source, (PRESETS / f"{name}.json").read_text(encoding="utf-8"), f"preset {name}")
+
+
+def parse(source: str, text: str, origin: str) -> Declaration:
+    try:
+        content = json.loads(text)
+        return Declaration.model_validate(content)
+    except json.JSONDecodeError as error:
+        raise ModelRefusedError(
+            f"{source}: {origin} is no JSON ({error.msg}, line {error.lineno}); correct it"
+        ) from error
+    except ValidationError as error:
+        raise ModelRefusedError(f"{source}: {origin} {first_error(error)}; docs/models.md lists the keys") from error
+
+
+def first_error(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    place = ".".join(map(str, first["loc"])) or "as a whole"
+    if first["type"] == "extra_forbidden":
+        return f"has an unknown key {place}"
+    return f"has {place} {json.dumps(first['input'], default=str)[:80]}: {first['msg'].removeprefix('Value error, ')}"
+
+
+def describe(parts: Mapping[str, Any]) -> str:
+    """A part as the JSON that would declare it."""
+    return json.dumps(parts, default=str)

@@ -1,0 +1,81 @@
+"""Checkpoints whose weights are one GGUF file, llama.cpp's format, beside config.json and a tokenizer.
+
+Weights are unpacked to float32 as transformers does it. Knows nothing of heads and placement.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedConfig
+
+from app.errors import ModelRefusedError
+
+ROPE_FACTORS = "rope_freqs.weight"
+"""Computed from the config in transformers."""
+
+
+def find_gguf(directory: str) -> Path | None:
+    """The GGUF file of a directory without safetensors; None where there is none, or for a hub id.
+
+    Raises ModelRefusedError where there are several.
+    """
+    files = sorted(Path(directory).glob("*.gguf"))
+    if not files or any(Path(directory).glob("*.safetensors")):
+        return None
+    if len(files) > 1:
+        raise ModelRefusedError(
+            f"{directory} has {len(files)} GGUF files ({', '.join(file.name for file in files)}); keep the one to serve"
+        )
+    return files[0]
+
+
+def gguf_options(file: Path) -> dict[str, Any]:
+    """Arguments with which `from_pretrained` of the file's directory reads its weights unpacked."""
+    return {"gguf_file": file.name, "quantization_config": GgufConfig(dequantize=True)}
+
+
+def gguf_weights(file: Path, config: PreTrainedConfig) -> dict[str, Tensor]:
+    """Every tensor of the language model in float32, by transformers' names: 4 bytes per parameter in CPU memory."""
+    if config.model_type == "llama":
+        return unpacked_llama(file, config)
+    net = AutoModelForCausalLM.from_pretrained(
+        file.parent, config=config, dtype="float32", local_files_only=True, **gguf_options(file)
+    )
+    weights: dict[str, Tensor] = net.state_dict()
+    return weights
+
+
+def unpacked_llama(file: Path, config: Any) -> dict[str, Tensor]:
+    """What transformers reads from a Llama's file, to the bit, in a third of the time: it builds its table of names once
+    per module. A tensor that has no place in the model keeps the name that it has in the file.
+    """
+    with torch.device("meta"):
+        net = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]  # transformers has no types here
+    table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    names = {}
+    for name in net.state_dict():
+        module, _, kind = name.rpartition(".")
+        names[f"{table.get_name(module)}.{kind}"] = name
+    num_heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
+    weights = {}
+    for tensor in gguf.GGUFReader(file).tensors:
+        if tensor.name == ROPE_FACTORS:
+            continue
+        unpacked = gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)  # a copy: the file is mapped
+        part = tensor.name.split(".")[-2]
+        if part in num_heads:
+            unpacked = unrotated(unpacked, num_heads[part])
+        weights[names.get(tensor.name, tensor.name)] = torch.from_numpy(unpacked)
+    return weights
+
+
+def unrotated(weight: NDArray[np.float32], num_heads: int) -> NDArray[np.float32]:
+    """Rows in transformers' order: llama.cpp has the two halves of each head's rotation side by side."""
+    half = weight.shape[0] // num_heads // 2
+    rows = weight.reshape(num_heads, half, 2, *weight.shape[1:]).swapaxes(1, 2)
+    return np.ascontiguousarray(rows).reshape(weight.shape)

@@ -1,0 +1,165 @@
+"""What a checkpoint's tensors are, told from their names and shapes alone: the trunk's, the head's, and the rest.
+
+Trainers save the same trunk under different prefixes (`model.`, `transformer.`, `module.model.`). The name of the input
+embedding is the anchor: what stands before it in the files is the prefix of the trunk.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from app.checkpoints.weights import shape_of
+from app.errors import ModelRefusedError
+
+WRAPPERS = re.compile(r"^((module|_orig_mod|base_model\.model|base_model|pretrained_model)\.)+")
+"""What data-parallel training, compilation, peft and TRL put before a name."""
+LM_HEAD = re.compile(r"(^|\.)(lm_head|embed_out)\.(weight|bias)$|^output\.weight$")
+"""The next-token head, which a reward model may have kept without using it."""
+INERT = re.compile(
+    r"(^|\.)rotary_emb\.inv_freq$"
+    r"|^(model\.)?(vision_tower|vision_model|visual|multi_modal_projector|audio_tower|embed_vision|embed_audio)\."
+)
+"""Buffers that are computed, and what only images and sounds go through."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A checkpoint's tensors, each by the name that it has in a plain model, with what is stored under it."""
+
+    prefix: str
+    """What stands before the trunk's names in the files."""
+    embedding: str
+    """The name of the input embedding's weight in the trunk."""
+    trunk: Mapping[str, Any]
+    lm_head: Mapping[str, Any]
+    head: Mapping[str, Any]
+    """All that is neither the trunk's nor the next-token head's."""
+
+    @property
+    def head_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: shape_of(stored) for name, stored in self.head.items()}
+
+
+def layout_of(source: str, weights: Mapping[str, Any], trunk: PreTrainedModel) -> Layout | None:
+    """How the tensors are laid out over `trunk`, which may be on `meta`; None where its embedding is not among them.
+
+    Raises ModelRefusedError where the files hold two trunks.
+    """
+    prefix = find_prefix(source, list(weights), trunk)
+    if prefix is None:
+        return None
+    num_tokens = shape_of(weights[f"{prefix}{embedding_name(trunk)}"])[0]
+
+    def has_row_per_token(stored: Any) -> bool:
+        """Give or take rows that round a vocabulary up. A scalar head under the same name has one row."""
+        return shape_of(stored)[0] * 2 >= num_tokens
+
+    children = {name for name, _ in trunk.named_children()} | {
+        name for name, _ in trunk.named_parameters(recurse=False)
+    }
+    parts: dict[str, dict[str, Any]] = {"trunk": {}, "lm_head": {}, "head": {}}
+    for name, stored in weights.items():
+        inside = name.removeprefix(prefix)
+        if name.startswith(prefix) and inside.partition(".")[0] in children:
+            parts["trunk"][inside] = stored
+            continue
+        outside = WRAPPERS.sub("", inside)
+        if not INERT.search(outside):
+            parts["lm_head" if LM_HEAD.search(outside) and has_row_per_token(stored) else "head"][outside] = stored
+    return Layout(prefix, embedding_name(trunk), **parts)
+
+
+def find_prefix(source: str, names: list[str], trunk: PreTrainedModel) -> str | None:
+    anchor = embedding_name(trunk)
+    prefixes = [name.removesuffix(anchor) for name in names if name == anchor or name.endswith(f".{anchor}")]
+    if len(prefixes) > 1:
+        raise ModelRefusedError(
+            f"{source} holds the trunk more than once, under {' and '.join(map(repr, sorted(prefixes)))}; "
+            "save it once: `reward-service convert` drops copies"
+        )
+    return prefixes[0] if prefixes else None
+
+
+def embedding_name(trunk: PreTrainedModel) -> str:
+    """The name of the input embedding's weight in the trunk, such as `embed_tokens.weight`."""
+    embedding = trunk.get_input_embeddings()
+    return next(f"{name}.weight" for name, module in trunk.named_modules() if module is embedding)
+
+
+def hidden_size(trunk: PreTrainedModel) -> int:
+    """Of the states that the trunk gives."""
+    config: Any = trunk.config.get_text_config()
+    size = getattr(config, "hidden_size", None) or getattr(config, "n_embd", None)
+    if size is None:
+        embedding = trunk.get_input_embeddings()
+        assert isinstance(embedding, nn.Embedding)
+        size = embedding.embedding_dim
+    return int(size)
+
+
+def layers_named(shapes: Mapping[str, tuple[int, ...]], name: str) -> list[str]:
+    """The layers of the head `name`, in order: itself where it has a weight, else `name.0`, `name.2` and so on."""
+    if f"{name}.weight" in shapes:
+        return [name]
+    numbers = re.compile(rf"^{re.escape(name)}\.(\d+)\.weight$")
+    return [f"{name}.{i}" for i in sorted(int(found[1]) for found in map(numbers.match, shapes) if found)]
+
+
+def is_chain(shapes: Mapping[str, tuple[int, ...]], layers: list[str], size: int) -> bool:
+    """Whether the layers fit behind each other and behind a state of that size."""
+    for layer in layers:
+        weight, bias = shapes.get(f"{layer}.weight", ()), shapes.get(f"{layer}.bias")
+        if len(weight) != 2 or weight[1] != size or bias not in {None, (weight[0],)}:  # noqa: PLR2004 - a matrix
+            return False
+        size = weight[0]
+    return bool(layers)
+
+
+def in_words(shapes: Mapping[str, tuple[int, ...]], limit: int = 4) -> str:
+    """`v_head.weight [1, 4096] and 3 more`: what a message lists."""
+    named = [f"{name} {list(shape)}" for name, shape in sorted(shapes.items())]
+    more = f" and {len(named) - limit} more" if len(named) > limit else ""
+    return ", ".join(named[:limit]) + more
+
+
+def tensors_of(layers: list[str], shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+    for layer in layers:
+        yield from (f"{layer}.{kind}" for kind in ("weight", "bias") if f"{layer}.{kind}" in shapes)
+
+
+def suggested_declaration(shapes: Mapping[str, tuple[int, ...]], size: int) -> dict[str, Any] | None:
+    """A reward.json for the likeliest head among the tensors; None where none are layers over states of `size`."""
+    heads = heads_in(shapes, size)
+    if not heads:
+        return None
+    layers = layers_named(shapes, heads[0])
+    declared = {"head": heads[0] if len(layers) == 1 else with_activation(heads[0]), "position": "last"}
+    num_outputs = shapes[f"{layers[-1]}.weight"][0]
+    return declared if num_outputs == 1 else declared | {"map": {"output": 0}}
+
+
+def with_activation(tensors: str | list[str]) -> dict[str, Any]:
+    """A declared head of several layers, with the activation that most of them have."""
+    return {"tensors": tensors, "activation": "relu"}
+
+
+def heads_in(shapes: Mapping[str, tuple[int, ...]], size: int) -> list[str]:
+    """The chains of layers over states of `size`: one output before several, and one that leaves no other tensor first."""
+    names = dict.fromkeys(base_of(name.removesuffix(".weight")) for name in shapes if name.endswith(".weight"))
+    chains = {name: layers for name in names if is_chain(shapes, layers := layers_named(shapes, name), size)}
+
+    def order(name: str) -> tuple[bool, int]:
+        left = set(shapes) - set(tensors_of(chains[name], shapes))
+        return bool(left), shapes[f"{chains[name][-1]}.weight"][0]
+
+    return sorted(chains, key=order)
+
+
+def base_of(layer: str) -> str:
+    """`score` of `score.0`."""
+    start, _, last = layer.rpartition(".")
+    return start if last.isdigit() else layer

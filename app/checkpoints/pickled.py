@@ -1,0 +1,51 @@
+"""Weights saved as pickles (`.bin`), which are never opened here: which a directory has, and the command that converts them."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from app.errors import StartError, one_line
+
+COUNTERPARTS = {
+    "pytorch_model.bin": "model.safetensors",
+    "adapter_model.bin": "adapter_model.safetensors",
+    "value_head.bin": "value_head.safetensors",
+}
+"""By name, weights as trainers save them, and what the same weights are called as safetensors."""
+
+
+def pickled_weights(directory: Path) -> list[str]:
+    """Which of COUNTERPARTS the directory has, in one file or as an index of several."""
+    return [
+        name for name in COUNTERPARTS if (directory / name).is_file() or (directory / f"{name}.index.json").is_file()
+    ]
+
+
+def needs_conversion(directory: Path) -> list[str]:
+    """Those of `pickled_weights` that have no safetensors counterpart, in one file or as an index."""
+    return [
+        name
+        for name in pickled_weights(directory)
+        if not any((directory / f"{COUNTERPARTS[name]}{suffix}").is_file() for suffix in ("", ".index.json"))
+    ]
+
+
+def index_of(directory: Path, name: str) -> Mapping[str, str] | None:
+    """The file of each tensor, where the weights called `name` are sharded; raises StartError for an invalid index."""
+    file = directory / f"{name}.index.json"
+    if not file.is_file():
+        return None
+    try:
+        files = json.loads(file.read_text(encoding="utf-8"))["weight_map"]
+        is_valid = isinstance(files, dict) and all(map(is_file_name, files.values()))
+    except (ValueError, KeyError, TypeError) as error:
+        raise StartError(f"{file} is not an index of weights ({one_line(error)}); get an intact file") from error
+    if not is_valid:
+        raise StartError(
+            f"{file} is not an index of weights: weight_map must name a file of {directory} for each tensor"
+        )
+    return dict(files)
+
+
+def is_file_name(value: object) -> bool:
+    return isinstance(value, str) and Path(value).name == value

@@ -1,0 +1,126 @@
+"""Where a model goes and in which types: one device, or several with a map from its modules to them."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from app.checkpoints.extras import is_installed, require_package
+from app.checkpoints.memory import available_bytes, in_gb, loading_bytes, require_memory
+from app.engine.devices import with_index
+from app.engine.transformers_internals import unsplittable_modules
+from app.errors import ModelRefusedError, one_line
+
+SPLIT = "split"
+ROOM_FOR_FORWARDS = 0.8
+"""The part of a GPU's free memory that a split model's weights may take."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """How a model is to be loaded."""
+
+    device: torch.device  # where its inputs go: the first, where there are several
+    dtype: torch.dtype  # of its arithmetic, and of the weights that int8 leaves alone
+    int8: bool = False
+    split: bool = False
+
+
+def place(device: str, dtype: str) -> Placement:
+    """Raises ModelRefusedError where the device cannot be used, or a package is missing."""
+    if dtype == "int8":
+        require_package("torchao", "dtype int8")
+    first = first_accelerator() if device == SPLIT else pick_device(device)
+    return Placement(first, pick_dtype(dtype, first), int8=dtype == "int8", split=device == SPLIT)
+
+
+def pick_device(wanted: str) -> torch.device:
+    """`auto` is the first accelerator that is there (CUDA, MPS), else the CPU."""
+    if wanted == "auto":
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        return with_index(torch.device(accelerator.type if accelerator is not None else "cpu"))
+    try:
+        device = with_index(torch.device(wanted))
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelRefusedError(
+            f"device {wanted!r} cannot be used ({one_line(error)}); set it to auto or cpu"
+        ) from error
+    return device
+
+
+def first_accelerator() -> torch.device:
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is None:
+        raise ModelRefusedError("device 'split' cannot be used (there is no GPU to split over); set it to auto or cpu")
+    return torch.device(accelerator.type, 0)
+
+
+def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:
+    """The type of the arithmetic: int8 is of weights alone, which are multiplied as `auto` would have them."""
+    if wanted in {"auto", "int8"}:
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype = getattr(torch, wanted)
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+def device_map_of(
+    source: str,
+    placement: Placement,
+    net: Any,
+    head: str | None,
+    types: Mapping[str, torch.dtype],
+    there: Collection[str] = (),
+) -> dict[str, Any] | None:
+    """Where each module of `net`, which may be on `meta`, is loaded; None: in CPU memory. The parameters named in `there`
+    are in their place already.
+
+    Raises ModelRefusedError where there is not enough room.
+    """
+    if placement.split:
+        return split_map(source, net, head, types, free_memory(placement.device))
+    num_bytes = loading_bytes(net, types, there)
+    require_memory(source, placement.device, num_bytes)
+    if placement.device.type == "cpu":
+        return None
+    if is_installed("accelerate"):  # straight to the device
+        return {"": placement.device}
+    require_memory(source, torch.device("cpu"), num_bytes)
+    return None
+
+
+def free_memory(first: torch.device) -> dict[int | str, int]:
+    """Bytes that weights may take on each accelerator, by index, and on the CPU behind them."""
+    room: dict[int | str, int] = {}
+    for index in range(torch.accelerator.device_count()):
+        free = available_bytes(torch.device(first.type, index))
+        room[index] = int((free or 0) * ROOM_FOR_FORWARDS)
+    room["cpu"] = available_bytes(torch.device("cpu")) or 0
+    return room
+
+
+def split_map(
+    source: str, net: Any, head: str | None, types: Mapping[str, torch.dtype], room: Mapping[int | str, int]
+) -> dict[str, int | str]:
+    """Modules by device in the order of the forward, evenly over the accelerators; what they cannot hold stays in CPU
+    memory and is copied for each forward. No decoder layer is torn apart, and the head is never copied.
+
+    Raises ModelRefusedError where all of them together cannot hold it: a disk is too slow to serve from.
+    """
+    from accelerate.utils import get_balanced_memory, infer_auto_device_map
+
+    options = {"no_split_module_classes": unsplittable_modules(net), "special_dtypes": dict(types)}
+    device_map: dict[str, int | str] = dict(
+        infer_auto_device_map(net, get_balanced_memory(net, dict(room), **options), **options)
+    )
+    if "disk" in device_map.values():
+        raise ModelRefusedError(
+            f"{source} needs {in_gb(loading_bytes(net, types))} and {in_gb(sum(room.values()))} is free on "
+            f"{len(room) - 1} GPUs and in memory; use dtype int8, more GPUs, or a smaller checkpoint"
+        )
+    for module, device in device_map.items():
+        if device == "cpu" and head is not None and f"{head}.".startswith(f"{module}."):
+            device_map[module] = 0
+    return device_map

@@ -1,0 +1,61 @@
+"""What there is to be loaded: config, tokenizer and weights of a checkpoint, the weights not yet read."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from app.checkpoints.checks import check_quantized
+from app.checkpoints.gguf import find_gguf, gguf_weights
+from app.checkpoints.native import NATIVE
+from app.checkpoints.weights import FileSignature, signatures_of, weight_files, weights_of
+from app.engine.transformers_internals import find_file
+from app.settings import HUB_PREFIX
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    config: PreTrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    weights: dict[str, Any]
+    files: list[Path]
+    signatures: list[FileSignature]  # of the files, from before anything was read from them
+    raw_config: Mapping[str, Any] = field(default_factory=dict)
+    """config.json as it is."""
+
+
+def where(source: str) -> dict[str, Any]:
+    """A directory is never looked for on the network."""
+    return {"path": source.removeprefix(HUB_PREFIX), "local_files_only": not source.startswith(HUB_PREFIX)}
+
+
+def read_saved(source: str, trust_remote_code: bool) -> Saved:
+    path, local = where(source).values()
+    raw, _ = PreTrainedConfig.get_config_dict(path, local_files_only=local)
+    native = NATIVE.get(raw.get("model_type", ""))
+    if native is None:
+        options = {"trust_remote_code": trust_remote_code, "local_files_only": local}
+        config = AutoConfig.from_pretrained(path, **options)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, **options)
+    else:
+        inherited = {key: value for key, value in raw.items() if key not in {"model_type", "auto_map"}}
+        config = AutoConfig.for_model(native.model_type, **inherited)
+        tokenizer = read_tokenizer(path, local)
+    check_quantized(source, config)
+    gguf = find_gguf(path) if local else None
+    files = [gguf] if gguf is not None else weight_files(path, local_files_only=local)
+    signatures = signatures_of(files)
+    weights = weights_of(files) if gguf is None else gguf_weights(gguf, config)
+    if native is not None:
+        weights = native.weights(raw, weights)
+    return Saved(config, tokenizer, weights, files, signatures, raw)
+
+
+def read_tokenizer(path: str, local_files_only: bool) -> PreTrainedTokenizerBase:
+    """Of a foreign model type: its tokenizer.json whatever class it names, which may be code that is not run here."""
+    if find_file(path, "tokenizer.json", local_files_only=local_files_only) is None:
+        raise FileNotFoundError("no file named tokenizer.json; save the tokenizer as a fast one")
+    tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(path, local_files_only=local_files_only)
+    return tokenizer  # type: ignore[no-any-return]

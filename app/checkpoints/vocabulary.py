@@ -1,0 +1,120 @@
+"""What a declaration calls tokens, as ids of the checkpoint's vocabulary."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from app.engine.foreign_code import ForeignCodeError, foreign_code
+from app.errors import ModelRefusedError
+
+GENERATION_PROMPT = "tokenizer:generation_prompt"
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """Resolves what a declaration calls a token."""
+
+    source: str
+    config: Mapping[str, Any]
+    tokenizer: PreTrainedTokenizerBase
+    size: int
+
+    def ids(self, tokens: tuple[int | str, ...]) -> tuple[int, ...]:
+        return tuple(one for token in tokens for one in self.resolve(token))
+
+    def has(self, token: int | str) -> bool:
+        """Whether a `config:KEY` or `tokenizer:NAME` names anything."""
+        if isinstance(token, str) and token.startswith("config:"):
+            return self.config.get(token.removeprefix("config:")) is not None
+        if isinstance(token, str) and token.startswith("tokenizer:"):
+            return getattr(self.tokenizer, token.removeprefix("tokenizer:") + "_id", None) is not None
+        return True
+
+    def continuation(self, parts: tuple[int | str, ...]) -> tuple[int, ...]:
+        """The ids of what is put after a text: token ids, or strings of any number of tokens."""
+        return tuple(
+            one
+            for part in parts
+            for one in (self.resolve(part) if self.is_token(part) else self.encode_after_text(str(part)))
+        )
+
+    def is_token(self, part: int | str) -> bool:
+        """Whether it names one token, or a string that the vocabulary has as it is."""
+        if isinstance(part, int):
+            return True
+        return part.startswith(("config:", "tokenizer:")) or part in self.tokenizer.get_vocab()
+
+    def encode_after_text(self, text: str) -> list[int]:
+        """The ids as on a new line: without the space that some tokenizers put before the first word."""
+        alone: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
+        line = self.tokenizer.encode("\n", add_special_tokens=False)
+        behind: list[int] = self.tokenizer.encode(f"\n{text}", add_special_tokens=False)
+        return self.written(behind[len(line) :] if behind[: len(line)] == line else alone, text)
+
+    def generation_prompt(self) -> list[int]:
+        """The ids that the tokenizer's chat template puts before an assistant's turn."""
+        turns = [{"role": "user", "content": "a"}]
+        try:
+            with foreign_code():
+                closed, open_ = (
+                    str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=each))
+                    for each in (False, True)
+                )
+        except ForeignCodeError as error:
+            raise ModelRefusedError(
+                f"{self.source}: {GENERATION_PROMPT} needs the tokenizer's chat template ({error}); declare the token ids"
+            ) from error
+        if not open_.startswith(closed) or open_ == closed:
+            raise ModelRefusedError(
+                f"{self.source}: the chat template has no generation prompt, which {GENERATION_PROMPT} names; declare the token ids"
+            )
+        ids: list[int] = self.tokenizer.encode(open_.removeprefix(closed), add_special_tokens=False)
+        return ids
+
+    def resolve(self, token: int | str) -> list[int]:
+        """The token's id, several where a `config:KEY` holds a list, or for the generation prompt. Raises ModelRefusedError for what is no single token."""
+        if isinstance(token, str) and token.startswith("config:"):
+            key = token.removeprefix("config:")
+            value = self.config.get(key)
+            if not value and value != 0:
+                raise ModelRefusedError(f"{self.source}: config.json has no {key}; set it, or declare the token id")
+            return [self.known(each, token) for each in (value if isinstance(value, list) else [value])]
+        if token == GENERATION_PROMPT:
+            return self.generation_prompt()
+        if isinstance(token, str) and token.startswith("tokenizer:"):
+            named: Any = getattr(self.tokenizer, token.removeprefix("tokenizer:") + "_id", None)
+            if named is None:
+                raise ModelRefusedError(
+                    f"{self.source}: the tokenizer has no {token.removeprefix('tokenizer:')}; set it"
+                )
+            return [self.known(named, token)]
+        if isinstance(token, int):
+            return [self.known(token, token)]
+        vocabulary = self.tokenizer.get_vocab()
+        if token in vocabulary:
+            return [self.known(vocabulary[token], token)]
+        encoded = self.tokenizer.encode(token, add_special_tokens=False)
+        if len(encoded) != 1:
+            raise ModelRefusedError(
+                f"{self.source}: {token!r} is {len(encoded)} tokens of the vocabulary {encoded}, not one; declare a token id"
+            )
+        return [self.known(self.written(encoded, token)[0], token)]
+
+    def written(self, ids: list[int], text: str) -> list[int]:
+        """The ids of the text; raises ModelRefusedError where one stands for what the vocabulary cannot write."""
+        unknown = self.tokenizer.unk_token_id
+        if unknown is not None and unknown in ids and self.tokenizer.unk_token not in text:
+            raise ModelRefusedError(
+                f"{self.source}: the vocabulary lacks {text!r} (it becomes {self.tokenizer.unk_token}); declare a token that it has"
+            )
+        return ids
+
+    def known(self, token_id: int, token: int | str) -> int:
+        if not 0 <= token_id < self.size:
+            raise ModelRefusedError(
+                f"{self.source}: token {token!r} is id {token_id}, and the vocabulary has ids 0 to {self.size - 1}; "
+                "declare a token that it has"
+            )
+        return token_id

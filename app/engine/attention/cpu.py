@@ -1,0 +1,278 @@
+"""SDPA over blocks of queries, the CPU's backend; exact on any device.
+
+Blocks of up to 64 queries are aligned to the *absolute position*, and a query sees the keys up to its block's end, those
+behind itself masked. Its bits then depend on its position alone, wherever the tree was cut and whatever else is in the batch.
+Of a block only the wanted queries are computed, in steps of 16: a query's bits do not depend on the queries beside it, as the
+self-test at start shows. Equal parts of blocks at one position run as one call.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from app.engine.abandonment import check_wanted
+from app.engine.attention.backend import LayerOptions
+from app.engine.devices import upload
+from app.engine.prefix_tree import IntArray
+from app.engine.row_layout import RowLayout
+
+BLOCK = 64
+STEP = 16
+"""Queries are computed in multiples of it, from a multiple of it on."""
+BLOCKS_PER_CHECK = 16
+"""After so many blocks of a layer, whether anybody still waits for the forward."""
+MAX_KEY_ROWS = 1 << 14
+"""Rows of keys that one SDPA call gathers, so that a wide tree over a long prefix stays in memory."""
+
+
+def padded_length(num_rows: int, multiple: int) -> int:
+    return -(-num_rows // multiple) * multiple
+
+
+@dataclass(frozen=True, slots=True)
+class Queries:
+    """Which queries of which path are computed: row `rows[i]` holds, and receives, the query at `positions[i]`."""
+
+    path: IntArray  # (length,) key rows, by position
+    positions: IntArray  # (n,)
+    rows: IntArray  # (n,)
+
+
+@dataclass(frozen=True, slots=True)
+class QueryBlock:
+    """The same part of the query blocks at one position, a unit for each path that has queries there."""
+
+    part: "BlockPart"
+    query_rows: Tensor  # (units * part.length,) where no query is wanted, any row
+    key_rows: Tensor  # (units, part.num_keys) behind the path's end, its first: causality masks it
+    kept: Tensor  # (n,) the wanted ones among units * length
+    rows: Tensor  # (n,) where they go
+    path: Tensor | None = None  # that `key_rows` is the beginning of, and no copy
+
+    def to(self, device: torch.device, paths: dict[int, Tensor]) -> "QueryBlock":
+        """`paths` has those that are on the device already, by the address of the original."""
+        query_rows, kept, rows = (upload(each, device) for each in (self.query_rows, self.kept, self.rows))
+        if self.path is None:
+            return QueryBlock(self.part, query_rows, upload(self.key_rows, device), kept, rows)
+        address = self.path.data_ptr()
+        path = paths[address] = paths[address] if address in paths else upload(self.path, device)
+        return QueryBlock(self.part, query_rows, path[: self.part.num_keys][None], kept, rows, path)
+
+
+class BlockPart(NamedTuple):
+    """Some queries of the block that begins at position `start`: `length` of them from `position` on."""
+
+    start: int
+    position: int
+    length: int
+
+    @property
+    def num_keys(self) -> int:
+        """The keys up to the end of the block."""
+        return self.start + block_length(self.start)
+
+
+def query_blocks(wanted: list[Queries]) -> list[QueryBlock]:
+    """The blocks that compute all the wanted queries, by position, none over MAX_KEY_ROWS unless a single unit is."""
+    units: dict[BlockPart, list[tuple[Queries, slice]]] = {}
+    for queries in wanted:
+        for part, chosen in split_at_blocks(queries.positions):
+            units.setdefault(part, []).append((queries, chosen))
+    blocks = []
+    for part, members in sorted(units.items()):
+        most = max(MAX_KEY_ROWS // part.num_keys, 1)
+        blocks += [query_block(part, members[i : i + most]) for i in range(0, len(members), most)]
+    return blocks
+
+
+def block_start(position: int) -> int:
+    """Where the block of a position begins: at 0, 16, 32, and from there on at every multiple of BLOCK."""
+    return position // BLOCK * BLOCK if position >= BLOCK else (0, 16, 32, 32)[position // 16]
+
+
+def block_length(start: int) -> int:
+    return 16 if start < 32 else 32 if start == 32 else BLOCK  # noqa: PLR2004 - see block_start
+
+
+def split_at_blocks(positions: IntArray) -> Iterator[tuple[BlockPart, slice]]:
+    """The parts of blocks that have the (ascending) positions, each with which positions are in it."""
+    done, last = 0, int(positions[-1])
+    while done < len(positions):
+        first = int(positions[done])
+        start = block_start(first)
+        end = start + block_length(start)
+        stop = len(positions) if last < end else int(np.searchsorted(positions, end))
+        first = first // STEP * STEP
+        yield BlockPart(start, first, padded_length(int(positions[stop - 1]) + 1 - first, STEP)), slice(done, stop)
+        done = stop
+
+
+def query_block(part: BlockPart, members: list[tuple[Queries, slice]]) -> QueryBlock:
+    query_rows = np.zeros(len(members) * part.length, np.int64)
+    kept = []
+    for unit, (queries, chosen) in enumerate(members):
+        places = queries.positions[chosen] + (unit * part.length - part.position)
+        query_rows[places] = queries.rows[chosen]
+        kept.append(places)
+    all_kept = np.concatenate(kept)
+    path = None
+    if len(members) == 1 and len(members[0][0].path) >= part.num_keys:
+        # A copy of every prefix of a text would take the square of its length: 62 GB for a million tokens.
+        path = torch.from_numpy(members[0][0].path)
+        key_rows = path[: part.num_keys][None]
+    else:
+        key_rows = torch.from_numpy(copied_key_rows(part, members))
+    indices, kept_rows, rows = (torch.from_numpy(array) for array in (query_rows, all_kept, query_rows[all_kept]))
+    return QueryBlock(part, indices, key_rows, kept_rows, rows, path)
+
+
+def copied_key_rows(part: BlockPart, members: list[tuple[Queries, slice]]) -> IntArray:
+    """(units, part.num_keys)"""
+    key_rows = np.empty((len(members), part.num_keys), np.int64)
+    for unit, (queries, _) in enumerate(members):
+        on_path = queries.path[: part.num_keys]
+        key_rows[unit, : len(on_path)] = on_path
+        key_rows[unit, len(on_path) :] = on_path[0]  # nobody else's: 0 times an infinity is not 0
+    return key_rows
+
+
+class BlockAttention:
+    """A `TreeAttention` for chosen queries, on whatever device a layer is."""
+
+    def __init__(self, wanted: Callable[[], list[Queries]]) -> None:
+        """`wanted` is called when the blocks are first needed, which is never where the model has one layer."""
+        self._wanted = wanted
+        self._by_device: dict[torch.device, list[QueryBlock]] = {}
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, options: LayerOptions) -> Tensor:
+        """As `TreeAttention.attend`; `key` and `value` may have other rows than `query`. Rows not wanted are zeros."""
+        return block_attention(query[0], key[0], value[0], self._on(query.device), options)
+
+    def upload(self, device: torch.device, windows: Iterable[int | None]) -> None:  # noqa: ARG002 - blocks serve every window
+        if device.type != "cpu":  # there, nothing is copied, and the first layer that attends makes the blocks
+            self._on(device)
+
+    def _on(self, device: torch.device) -> list[QueryBlock]:
+        if device not in self._by_device:
+            paths: dict[int, Tensor] = {}
+            self._by_device[device] = [block.to(device, paths) for block in self._blocks]
+        return self._by_device[device]
+
+    @cached_property
+    def _blocks(self) -> list[QueryBlock]:
+        return query_blocks(self._wanted())
+
+
+class BlockBackend:
+    """The `AttentionBackend` of SDPA in blocks."""
+
+    def num_rows(self, num_tokens: int, row_multiple: int) -> int:
+        return padded_length(num_tokens, row_multiple)
+
+    def num_keys(self, num_rows: int, num_cached: int) -> int:
+        return num_rows + num_cached
+
+    def prepare(self, layout: RowLayout, num_rows: int) -> BlockAttention:
+        return BlockAttention(partial(own_queries, layout, num_rows))
+
+
+def own_queries(layout: RowLayout, num_rows: int) -> list[Queries]:
+    """Every computed token's query once, on the path of the sequence whose tail it is in."""
+    tree, is_computed = layout.tree, layout.is_computed
+    wanted = []
+    for path, (shared, length) in zip(tree.paths, tree.tails, strict=True):
+        positions = np.arange(shared, length)
+        if is_computed is not None:
+            positions = positions[is_computed[path[shared:]]]
+        if len(positions):
+            wanted.append(Queries(layout.key_rows(path, num_rows), positions, layout.packed_rows(path[positions])))
+    return wanted
+
+
+def block_attention(
+    query: Tensor,  # (heads, rows, head_dim)
+    key: Tensor,  # (key_value_heads, key_rows, head_dim)
+    value: Tensor,  # (key_value_heads, key_rows, value_dim)
+    blocks: list[QueryBlock],
+    options: LayerOptions,
+) -> Tensor:
+    """Attention block by block: (1, rows, heads, value_dim), zeros where no block keeps a row."""
+    window = options.window
+    keys, values = by_token(key), by_token(value)
+    queries = by_token(query)
+    out = queries.new_zeros(query.shape[1], query.shape[0] * value.shape[2])  # (rows, heads * value_dim)
+    for i, block in enumerate(blocks):
+        if i % BLOCKS_PER_CHECK == BLOCKS_PER_CHECK - 1:
+            check_wanted()
+        part, units = block.part, len(block.key_rows)
+        first = 0 if window is None else max(part.start - window + 1, 0) // BLOCK * BLOCK
+        key_rows = block.key_rows[:, first:].reshape(-1)
+        attended = masked_attention(
+            by_head(queries, block.query_rows, units, query.shape[0]),  # (units, heads, length, head_dim)
+            by_head(keys, key_rows, units, key.shape[0]),  # (units, key_value_heads, num_keys, head_dim)
+            by_head(values, key_rows, units, value.shape[0]),
+            part_mask(part, first, window, query.dtype, query.device),  # (length, num_keys)
+            options,
+        )
+        flat = attended.transpose(1, 2).reshape(units * part.length, -1)
+        out.index_copy_(0, block.rows, flat.index_select(0, block.kept))
+    return out.view(1, query.shape[1], query.shape[0], value.shape[2])
+
+
+def by_token(states: Tensor) -> Tensor:
+    """(heads, rows, dim) as (rows, heads * dim): how projections leave it, so mostly a view."""
+    return states.transpose(0, 1).reshape(states.shape[1], -1)
+
+
+def by_head(states: Tensor, rows: Tensor, units: int, num_heads: int) -> Tensor:
+    """The given rows, units * n of them, as (units, heads, n, dim)."""
+    return states.index_select(0, rows).view(units, len(rows) // units, num_heads, -1).transpose(1, 2)
+
+
+def part_mask(part: BlockPart, first: int, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(length, num_keys - first): the part's rows of its block's mask, for the keys from position `first` on."""
+    mask = block_mask(part.start - first, block_length(part.start), window, dtype, device)
+    return mask[part.position - part.start :][: part.length]
+
+
+_masks: dict[tuple[int, int | None, torch.dtype, torch.device], Tensor] = {}
+"""By length, window, type and device, the widest mask so far. All narrower ones are its right-hand columns."""
+
+
+def block_mask(offset: int, length: int, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(length, offset + length): 0 where the query at `offset` and on may see the key, minus infinity elsewhere.
+
+    What a query sees depends on how far back a key is, so that one mask serves every offset: 33 MB for 131,072 tokens.
+    """
+    num_keys, kind = offset + length, (length, window, dtype, device)
+    widest = _masks.get(kind)
+    if widest is None or widest.shape[1] < num_keys:
+        widest = _masks[kind] = widest_mask(1 << (num_keys - 1).bit_length(), length, window, dtype).to(device)
+    return widest[:, widest.shape[1] - num_keys :]
+
+
+def widest_mask(num_keys: int, length: int, window: int | None, dtype: torch.dtype) -> Tensor:
+    """(length, num_keys) for the last `length` of `num_keys` positions."""
+    distance = torch.arange(num_keys - length, num_keys, dtype=torch.int32)[:, None]
+    distance = distance - torch.arange(num_keys, dtype=torch.int32)
+    seen = distance >= 0 if window is None else (distance >= 0) & (distance < window)
+    return torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, -torch.inf)
+
+
+def masked_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, options: LayerOptions) -> Tensor:
+    """softmax(cap(q k^T * scaling) + mask) v, heads grouped by the shapes; (units, heads, length, value_dim)."""
+    scaling, softcap = options.scaling, options.softcap
+    if softcap is None:
+        return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling, enable_gqa=True)
+    groups = query.shape[1] // key.shape[1]
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    logits = query @ key.repeat_interleave(groups, 1).transpose(-1, -2) * scale
+    weights = torch.softmax(torch.tanh(logits / softcap) * softcap + mask, dim=-1)
+    attended: Tensor = weights @ value.repeat_interleave(groups, 1)
+    return attended

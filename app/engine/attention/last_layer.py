@@ -1,0 +1,51 @@
+"""Lets a decoder's last layer compute only the rows that the head reads."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from app.engine.attention.cpu import BlockAttention, Queries
+
+
+class KeysCapturedError(Exception):
+    """Not a failure: ends a layer's first call once its keys and values are known."""
+
+
+class LastLayerRows:
+    """Lets the last layer compute some rows alone: its keys and values over the whole row, the rest on those rows.
+
+    Attention cannot return fewer rows than it was given, so the layer is called twice: the first call stops inside
+    the attention function with the keys and values, the second runs on the wanted rows and attends to them.
+    """
+
+    def __init__(self, wanted: list[Queries], num_rows: int) -> None:
+        self.num_rows = num_rows
+        self.attention = BlockAttention(lambda: wanted)
+        self.keys_and_values: tuple[Tensor, Tensor] | None = None
+
+
+@contextmanager
+def restrict_to_rows(layer: nn.Module, last_rows: LastLayerRows, rows: Tensor, num_rows: int) -> Iterator[None]:
+    """Has `layer` compute only `rows` of its `num_rows` inputs for as long as the context lasts."""
+    own = vars(layer).get("forward")  # accelerate's hook, on a model that is split
+    forward = layer.forward
+
+    def pick(value: Any) -> Any:
+        is_by_row = isinstance(value, Tensor) and value.ndim > 1 and value.shape[1] == num_rows
+        return value.index_select(1, rows.to(value.device)) if is_by_row else value
+
+    def forward_rows(*args: Any, **options: Any) -> Any:
+        with suppress(KeysCapturedError):
+            forward(*args, **options, last_rows=last_rows)
+        return forward(*tree_map(pick, args), **tree_map(pick, options), last_rows=last_rows)
+
+    layer.forward = forward_rows
+    try:
+        yield
+    finally:
+        del layer.forward
+        if own is not None:
+            layer.forward = own

@@ -1,0 +1,153 @@
+"""A tokenizer as the service calls it: texts to token ids, and the special tokens that it puts around them."""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from app.engine.foreign_code import ForeignCodeError, foreign_code
+
+
+@dataclass(frozen=True, slots=True)
+class PairFrame:
+    """The special tokens around a pair, with each part's token type: leading, first text, middle, second, trailing."""
+
+    leading: tuple[int, ...]
+    middle: tuple[int, ...]
+    trailing: tuple[int, ...]
+    leading_types: tuple[int, ...]
+    middle_types: tuple[int, ...]
+    trailing_types: tuple[int, ...]
+    first_type: int
+    second_type: int
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.leading) + len(self.middle) + len(self.trailing)
+
+
+LARGE_CHARS = 131_072
+"""More characters at once may take a tokenizer over 100 ms."""
+
+
+class Turns:
+    """A lock that threads get in the order in which they ask, so that one that asks again and again keeps no other out."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._num_asked = 0
+        self._num_done = 0
+
+    @property
+    def num_waiting(self) -> int:
+        return max(self._num_asked - self._num_done - 1, 0)
+
+    def __enter__(self) -> None:
+        with self._changed:
+            turn = self._num_asked
+            self._num_asked += 1
+            self._changed.wait_for(lambda: self._num_done == turn)
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._num_done += 1
+            self._changed.notify_all()
+
+
+class TextEncoder:
+    """Token ids without special tokens. Every method may be called from any thread."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self._backend = getattr(tokenizer, "backend_tokenizer", None)
+        self._turns, self._large_turns = Turns(), Turns()
+        self._python_tokenizer = threading.Lock()  # tokenizers written in Python keep state during a call
+        if self._backend is not None:  # what the file switches on; transformers' own call switches it off too
+            self._backend.no_truncation()
+            self._backend.no_padding()
+        self.has_token_types = "token_type_ids" in tokenizer.model_input_names
+        bare, full = self.encode("a"), self._with_special_tokens("a")[0]
+        start = find(full, bare)
+        self.leading, self.trailing = tuple(full[:start]), tuple(full[start + len(bare) :])
+
+    def encode(self, text: str) -> list[int]:
+        """Raises ForeignCodeError."""
+        with foreign_code():
+            return self._encode([text])[0]
+
+    def encode_in_turn(self, text: str) -> list[int]:
+        """`encode` for a chunk of a long text: one chunk at a time, so that long texts share one core fairly.
+
+        Large chunks have turns of their own: they hold up each other only.
+        """
+        with self._turns if len(text) <= LARGE_CHARS else self._large_turns:
+            return self.encode(text)
+
+    def encode_batch(self, texts: list[str]) -> list[list[int] | ForeignCodeError]:
+        """All in one call; where that fails, one by one, so that only the texts at fault get an error."""
+        try:
+            with foreign_code():
+                return list(self._encode(texts))
+        except ForeignCodeError as error:
+            return [error] if len(texts) == 1 else [self.encode_batch([text])[0] for text in texts]
+
+    def pair_frame(self) -> PairFrame | None:
+        """None where the tokenizer's pairs cannot be taken apart into two texts and what stands around them."""
+        ids, types = self._with_special_tokens("a", "b")
+        first, second = self.encode("a"), self.encode("b")
+        start = find(ids, first)
+        middle = start + len(first)
+        start_second = middle + find(ids[middle:], second)
+        end = start_second + len(second)
+        if ids[start:middle] != first or ids[start_second:end] != second:
+            return None
+        return PairFrame(
+            leading=tuple(ids[:start]),
+            middle=tuple(ids[middle:start_second]),
+            trailing=tuple(ids[end:]),
+            leading_types=tuple(types[:start]),
+            middle_types=tuple(types[middle:start_second]),
+            trailing_types=tuple(types[end:]),
+            first_type=types[start],
+            second_type=types[start_second],
+        )
+
+    def token_types(self, token_ids: Sequence[int], frame: PairFrame) -> list[int]:
+        """The types of ids that came ready-made: a pair where the frame's parts are all found, else all the first's.
+
+        The first text ends at the first `middle` after `leading`.
+        """
+        ids = tuple(token_ids)
+        start, stop = len(frame.leading), len(ids) - len(frame.trailing)
+        is_framed = ids[:start] == frame.leading and ids[stop:] == frame.trailing
+        middle = start + find(ids[start:stop], frame.middle)
+        second = middle + len(frame.middle)
+        if not (is_framed and frame.middle and ids[middle:second] == frame.middle and second < stop):
+            return [frame.first_type] * len(ids)
+        return [
+            *frame.leading_types,
+            *[frame.first_type] * (middle - start),
+            *frame.middle_types,
+            *[frame.second_type] * (stop - second),
+            *frame.trailing_types,
+        ]
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        if self._backend is not None:
+            return [e.ids for e in self._backend.encode_batch_fast(texts, add_special_tokens=False)]  # without the GIL
+        with self._python_tokenizer:
+            return [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+
+    def _with_special_tokens(self, *texts: str) -> tuple[list[int], list[int]]:
+        """Token ids and types of a text or a pair, as the tokenizer's own call has them."""
+        if self._backend is not None:
+            encoding = self._backend.encode(*texts)
+            return encoding.ids, encoding.type_ids
+        encoded = self.tokenizer(*texts, return_token_type_ids=True)
+        return encoded["input_ids"], encoded["token_type_ids"]
+
+
+def find(ids: Sequence[int], part: Sequence[int]) -> int:
+    """Where `part` first stands in `ids`; 0 where it does not."""
+    return next((i for i in range(len(ids) - len(part) + 1) if ids[i : i + len(part)] == part), 0)

@@ -1,0 +1,101 @@
+"""What can be scored: prompt and response, messages, text, a rendered chat, a rollout, token ids. Values only; knows no tokenizer."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Truncation = Literal["error", "prompt", "left", "right"]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptResponse:
+    prompt: str
+    response: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChatOptions:
+    """How one conversation is rendered, where that differs from the checkpoint's own rules."""
+
+    add_generation_prompt: bool | None = None
+    """None: as the rules say."""
+    continue_final_message: bool = False
+    """Leave the last turn open: nothing after its content."""
+    add_special_tokens: bool = False
+    """Put the tokenizer's own special tokens around the rendered text; a BOS never twice."""
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    tools: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Messages:
+    messages: tuple[dict[str, Any], ...]
+    options: ChatOptions = ChatOptions()
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    text: str
+    add_special_tokens: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedChat:
+    """A conversation that a client rendered, special tokens and all, up to and including the response.
+
+    Where the checkpoint's chat template can have rendered it, it gets the template's BOS and, with `close`, the end of the last
+    turn as the template has it. Any other text is tokenized as it is.
+    """
+
+    text: str
+    close: bool = True
+    add_special_tokens: bool = True
+    """Whether a text that is not the template's gets the tokenizer's own special tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """Messages, and the response as it was generated: it may end with the end-of-turn token.
+
+    With `close` the template closes the turn; without it the turn ends where the response does.
+    """
+
+    prompt: tuple[dict[str, Any], ...]
+    response: str
+    close: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class TokenIds:
+    token_ids: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One input of a request. In errors `location` names it to people and `item`, its index, to programs.
+
+    `max_length`, in tokens, is this input's limit in place of the model's.
+    """
+
+    form: PromptResponse | Messages | Text | RenderedChat | Rollout | TokenIds
+    item: int = 0
+    location: str = "items[0]"
+    max_length: int | None = None
+
+    @property
+    def num_chars(self) -> int:
+        """Characters to be tokenized; those of a template's own text are left out."""
+        match self.form:
+            case PromptResponse(prompt, response):
+                return len(prompt) + len(response)
+            case Messages(messages):
+                return num_chars(messages)
+            case Text(text) | RenderedChat(text):
+                return len(text)
+            case Rollout(prompt, response):
+                return len(response) + num_chars(prompt)
+        return 0
+
+
+def num_chars(messages: tuple[dict[str, Any], ...]) -> int:
+    return sum(len(str(part)) for message in messages for key, part in message.items() if key != "role")

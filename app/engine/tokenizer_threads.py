@@ -1,0 +1,119 @@
+"""The threads that tokenize: one for short inputs, several for long ones, so that no long text holds up a short one.
+
+A tokenizer works without Python's interpreter lock, so a long text in a thread of its own costs others their share of the
+processor and no more. Long texts take turns chunk by chunk (`app.engine.encoder`). Knows neither tokenizers nor requests.
+"""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Collection
+from typing import Generic, TypeVar
+
+from app.errors import one_line
+
+logger = logging.getLogger(__name__)
+R = TypeVar("R")
+NUM_LONG_THREADS = 16
+"""So many requests with long texts share the tokenizer; further ones wait for one of them to end."""
+
+
+class Lane(Generic[R]):
+    """Requests that wait for a thread. Every method may be called from any thread."""
+
+    def __init__(self, max_taken: int | None) -> None:
+        self._max_taken = max_taken
+        self._requests: deque[R] = deque()
+        self._changed = threading.Condition()
+        self._is_stopped = False
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._requests)
+
+    def put(self, requests: list[R]) -> None:
+        with self._changed:
+            self._requests.extend(requests)
+            self._changed.notify(len(requests))
+
+    def take(self) -> list[R]:
+        """The oldest requests, up to `max_taken`; waits for the first. None of them once the lane is stopped."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._requests or self._is_stopped)
+            if self._is_stopped:
+                return []
+            num_taken = min(len(self._requests), self._max_taken or len(self._requests))
+            return [self._requests.popleft() for _ in range(num_taken)]
+
+    def discard(self, requests: Collection[R]) -> None:
+        with self._changed:
+            if self._requests:
+                self._requests = deque(each for each in self._requests if each not in requests)
+
+    def stop(self) -> None:
+        with self._changed:
+            self._is_stopped = True
+            self._changed.notify_all()
+
+
+class TokenizerThread(threading.Thread, Generic[R]):
+    """Calls `tokenize` with what its lane has; ends after the call that it is in when the lane is stopped."""
+
+    def __init__(self, name: str, lane: Lane[R], tokenize: Callable[[list[R]], None]) -> None:
+        super().__init__(name=name, daemon=True)
+        self._lane = lane
+        self._tokenize = tokenize
+
+    def stop(self) -> None:
+        self._lane.stop()
+
+    def run(self) -> None:
+        while requests := self._lane.take():
+            self._tokenize(requests)
+
+
+class TokenizerThreads(Generic[R]):
+    """Calls `tokenize` with requests until none has inputs left.
+
+    `tokenize` handles the next inputs of each request and returns the requests that are not finished. It gets all requests
+    whose next input is short in one call, and a request whose next input `is_long` alone. `fail` gets the requests that it
+    raised for.
+    """
+
+    def __init__(
+        self,
+        tokenize: Callable[[list[R]], list[R]],
+        fail: Callable[[list[R], Exception], None],
+        is_long: Callable[[R], bool],
+    ) -> None:
+        self._tokenize = tokenize
+        self._fail = fail
+        self._is_long = is_long
+        self._short: Lane[R] = Lane(None)
+        self._long: Lane[R] = Lane(1)
+        self.threads = [
+            TokenizerThread("tokenizer", self._short, self._tokenize_next),
+            *(TokenizerThread(f"tokenizer-{i}", self._long, self._tokenize_next) for i in range(NUM_LONG_THREADS)),
+        ]
+
+    @property
+    def num_waiting(self) -> int:
+        return self._short.num_waiting + self._long.num_waiting
+
+    def submit(self, requests: list[R]) -> None:
+        is_long = [self._is_long(request) for request in requests]
+        for lane, belongs in ((self._short, False), (self._long, True)):
+            if own := [request for request, long in zip(requests, is_long, strict=True) if long is belongs]:
+                lane.put(own)
+
+    def discard(self, requests: Collection[R]) -> None:
+        """Forgets those of the requests that still wait for a thread."""
+        for lane in (self._short, self._long):
+            lane.discard(requests)
+
+    def _tokenize_next(self, requests: list[R]) -> None:
+        try:
+            self.submit(self._tokenize(requests))
+        except BaseException as error:  # a panic in Rust is one: it fails these requests and not all that follow
+            logger.exception("tokenizing failed for %d requests", len(requests))
+            self._fail(requests, error if isinstance(error, Exception) else RuntimeError(one_line(error)))

@@ -1,0 +1,64 @@
+"""Lines of JSON from a file or standard input, each with its number."""
+
+import contextlib
+import json
+import sys
+from codecs import BOM_UTF8
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic_core import from_json
+
+from app.errors import InvalidInputError
+
+CARRIED = frozenset({"id", "metadata"})
+"""Fields that a line may have for its owner: they are not sent, and stand in the result."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line's number from 1, its fields (none where it is no object), and the JSON that is sent for it."""
+
+    number: int
+    fields: dict[str, Any]
+    entry: bytes
+
+
+def read_entries(file: str) -> list[Line]:
+    """The lines of a JSONL file with their fields; raises what `read_lines` raises."""
+    return [line_of(number, content) for number, content in read_lines(file)]
+
+
+def line_of(number: int, content: bytes) -> Line:
+    value = from_json(content)
+    fields = value if isinstance(value, dict) else {}
+    if fields.keys() & CARRIED:
+        content = json.dumps({name: value for name, value in fields.items() if name not in CARRIED}).encode()
+    return Line(number, fields, content)
+
+
+def read_lines(file: str) -> Iterator[tuple[int, bytes]]:
+    """The lines of a JSONL file (`-`: stdin) that are not blank, with their numbers.
+
+    Raises InvalidInputError at one that is no JSON, and where there is none.
+    """
+    with contextlib.nullcontext(sys.stdin.buffer) if file == "-" else Path(file).open("rb") as lines:
+        yield from json_lines(file, lines)
+
+
+def json_lines(name: str, lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
+    """As `read_lines`, for lines that come from elsewhere; `name` is what errors call them."""
+    found = False
+    for number, raw in enumerate(lines, 1):
+        line = raw.removeprefix(BOM_UTF8) if number == 1 else raw
+        if line.strip():
+            try:
+                from_json(line)  # the parser that reads requests
+            except ValueError as error:
+                raise InvalidInputError(f"{name} line {number} is not JSON: {error}") from None
+            yield number, line.strip()
+            found = True
+    if not found:
+        raise InvalidInputError(f"{name} has no lines; give one JSON object a line")

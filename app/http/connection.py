@@ -1,0 +1,325 @@
+"""One client's connection: uvicorn's, with limits for slow clients, and with a limit of requests that start per tick.
+
+uvicorn alone waits for ever for the rest of a request, or for the first one, and accepts header bytes without end; each such
+client keeps a file descriptor and memory. `sweep` is called about every second.
+
+uvicorn also starts every request that has arrived in the same tick of the event loop. With thousands, nothing else runs for
+seconds, /health included. `RequestPacer` lets a few start per tick.
+"""
+
+import asyncio
+import json
+import time
+from collections import deque
+from collections.abc import Iterable
+from http import HTTPStatus
+from typing import Any, cast
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from app.errors import one_line
+from app.http.framing import BadHeadError, check_head, origin_form
+
+HEAD_SECONDS = 20.0
+"""From the first byte of a connection to the end of a request's head."""
+MAX_HEAD_BYTES = 65536
+MAX_STARTS_PER_TICK = 64
+"""Requests that start per tick of the event loop while no more are waiting: a tick then takes some 5 ms."""
+MAX_STARTS_PER_TICK_UNDER_LOAD = 8
+"""Requests that start per tick while more are waiting."""
+PRIORITY_PREFIX = b"GET "
+"""Requests that begin with it start at once: they are quick, and orchestrators wait for them."""
+MAX_HELD_BYTES = 65536
+"""Of requests that a client sends before the answer to an earlier one. Beyond, the connection is not read."""
+
+
+class RequestPacer:
+    """Starts requests in the order of their arrival, a limited number per tick of the event loop."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[Connection] = deque()
+        self._num_left = MAX_STARTS_PER_TICK
+        self._is_scheduled = False
+
+    def take(self, connection: "Connection") -> bool:
+        """Whether the connection may start its request now; if not, its `begin_held` is called in a later tick."""
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            asyncio.get_running_loop().call_soon(self._next)
+        if self._num_left and not self._waiting:
+            self._num_left -= 1
+            return True
+        self._waiting.append(connection)
+        return False
+
+    def _next(self) -> None:
+        num_begun = len(self._waiting) if len(self._waiting) <= MAX_STARTS_PER_TICK else MAX_STARTS_PER_TICK_UNDER_LOAD
+        self._num_left = MAX_STARTS_PER_TICK - num_begun
+        self._is_scheduled = num_begun > 0
+        if self._is_scheduled:  # before they start: a fault in one must not hold up the others for ever
+            asyncio.get_running_loop().call_soon(self._next)
+        for _ in range(num_begun):
+            self._waiting.popleft().begin_held()
+
+
+class JoiningTransport:
+    """A connection's transport that sends what is written in one tick with one system call, as far as it can.
+
+    uvicorn writes a response's head and its body apart, and uvloop sends every write at once. So the first write of a tick
+    is held, and goes out with the second one, or in the next tick. What is not overridden here is the transport's own.
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._held: bytes | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if self._held is None:
+            self._held = data
+            asyncio.get_running_loop().call_soon(self._flush)
+        else:
+            held, self._held = self._held, None
+            self._transport.writelines([held, data])
+
+    def _flush(self) -> None:
+        held, self._held = self._held, None
+        if held is not None and not self._transport.is_closing():
+            self._transport.write(held)
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+
+class Connection(HttpToolsProtocol):
+    """uvicorn's connection, which also knows how long the client has left a request or an answer unfinished."""
+
+    def __init__(self, *args: Any, pacer: RequestPacer, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._pacer = pacer
+        self._held = b""  # received, and not parsed yet
+        self._unanswered: list[RequestResponseCycle] = []
+        self._owed_since: float | None = time.monotonic()
+        self._stalled_since: float | None = None
+        self._num_unread = 0  # bytes that the client had not read at the last check
+        self._was_resumed = False  # since the last check: the client has read enough for more to be written
+        self._in_head = True
+        self._num_head_bytes = 0
+        self._num_begun = 0  # requests, by what was received last
+        self._is_between = True  # requests
+        self._has_upgrade = False  # the request whose head was parsed last offers another protocol
+        self._is_resuming = False  # parsing a head that stands for one that was parsed before
+        self._keep_alive = True  # whether the last request lets the connection stay open
+        self._is_broken = False  # nothing that comes now can be read
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn's
+        super().connection_made(cast("asyncio.Transport", JoiningTransport(transport)))
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_broken:
+            return
+        if self._held or self._is_answering:
+            self._hold(data)
+        elif self._in_head and not data.startswith(PRIORITY_PREFIX) and not self._pacer.take(self):
+            self.transport.pause_reading()
+            self._unset_keepalive_if_required()  # it is idle no more
+            self._held = data
+        else:
+            self._feed(data)
+
+    @property
+    def _is_answering(self) -> bool:
+        """Whether a request is whole and not answered: what comes now belongs to the next one."""
+        return self._is_between and bool(self.cycle) and not self.cycle.response_complete
+
+    def _hold(self, data: bytes) -> None:
+        """Keeps what a client sends ahead, and goes on reading: else nobody would see that it closes the connection."""
+        self._held += data
+        if len(self._held) > MAX_HELD_BYTES:
+            self.flow.pause_reading()
+
+    def begin_held(self) -> None:
+        data, self._held = self._held, b""
+        if self.parser is not None and not self.transport.is_closing():
+            self._feed(data)
+            if not self.flow.read_paused:
+                self.transport.resume_reading()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._held and not self._is_answering and not self.transport.is_closing():
+            data, self._held = self._held, b""
+            self.data_received(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tells every request that is not answered. uvicorn tells the last one alone, which may wait behind others."""
+        super().connection_lost(exc)
+        self._held = b""
+        for cycle in self._unanswered:
+            if not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
+
+    def _feed(self, data: bytes) -> None:
+        was_in_head, self._num_begun, self._is_between = self._in_head, 0, False
+        self._unset_keepalive_if_required()
+        self._parse(data)
+        if not self._in_head or self._is_between:
+            return
+        if self._owed_since is None:  # such as a line feed after a request, which begins none
+            self._owed_since = time.monotonic()
+        if was_in_head and self._num_begun <= 1:
+            self._num_head_bytes += len(data)
+            if self._num_head_bytes > MAX_HEAD_BYTES:
+                self._reject(431, "head_too_large", f"the request's head is over the limit of {MAX_HEAD_BYTES} bytes")
+
+    def _parse(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._ignore_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserError as error:
+            cause = error.__context__
+            if isinstance(cause, BadHeadError):
+                self._break_off(cause.status, cause.message)
+            else:
+                self._break_off(400, f"the request is not valid HTTP ({one_line(error)})")
+
+    def _break_off(self, status: int, message: str) -> None:
+        """Reads no further, as nobody knows where the next request begins. Requests before this one get their answers."""
+        self._is_broken, self._held, self._owed_since = True, b"", None
+        unanswered = [cycle for cycle in self._unanswered if not cycle.response_complete]
+        own = unanswered.pop() if unanswered and not self._in_head else None
+        if own is not None:  # its body cannot be read
+            own.disconnected = True
+            own.message_event.set()
+            self.pipeline = deque(each for each in self.pipeline if each[0] is not own)
+        if unanswered:
+            unanswered[-1].keep_alive = False  # uvicorn then closes the connection after its answer
+        elif self._in_head or (own is not None and not own.response_started):
+            self._write_error(status, "invalid_http", message)
+            self.transport.close()
+        else:
+            self.transport.close()
+
+    def _ignore_upgrade(self, rest: bytes) -> None:
+        """Reads on as if the request had offered no other protocol, which a server may always do (RFC 9110, 7.8).
+
+        The parser stops at the end of a head with an offer (h2c, by Java's client and `curl --http2`) and would take the body
+        for a request of its own. So a new one is given a head with the same framing, and then the rest. CONNECT has no
+        body, and what follows it is no request: the connection ends.
+        """
+        if self.scope["method"] == "CONNECT":
+            self._in_head, self._num_head_bytes = True, 1  # a request was begun, and is not answered yet
+            self._reject(405, "method_not_allowed", "CONNECT is not supported; this is no proxy")
+            return
+        framing = [
+            name + b": " + value + b"\r\n"
+            for name, value in self.headers
+            if name in {b"content-length", b"transfer-encoding"}
+        ]
+        self.parser = httptools.HttpRequestParser(self)
+        self._is_resuming = True
+        self._parse(b"POST / HTTP/1.1\r\n" + b"".join(framing) + b"\r\n")
+        if not self.transport.is_closing() and rest:
+            self._parse(rest)
+
+    def on_url(self, url: bytes) -> None:
+        if not self._is_resuming:
+            super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head and not self._is_resuming:  # what comes after the body is no header (RFC 9110, 6.5.1)
+            super().on_header(name, value)
+
+    def on_message_begin(self) -> None:
+        if self._is_resuming:
+            return
+        super().on_message_begin()
+        self._owed_since = time.monotonic()
+        self._in_head, self._num_head_bytes, self._is_between = True, 0, False
+        self._num_begun += 1
+
+    def on_headers_complete(self) -> None:
+        if self._is_resuming:
+            self._is_resuming = False
+            return
+        check_head(self.parser.get_http_version(), self.headers)
+        self._in_head = False
+        self._has_upgrade = self.parser.should_upgrade()
+        if self.parser.get_method() == b"CONNECT":
+            self.scope["method"] = "CONNECT"
+        else:
+            self.url = origin_form(self.url)
+            super().on_headers_complete()
+            self._keep_alive = self.cycle.keep_alive
+            if self.expect_100_continue:  # until its body comes: a client that is refused may leave the body out
+                self.cycle.keep_alive = False
+            self._unanswered = [cycle for cycle in self._unanswered if not cycle.response_complete]
+            self._unanswered.append(self.cycle)
+
+    def on_body(self, body: bytes) -> None:
+        if self.expect_100_continue:
+            self.expect_100_continue = False
+            self.cycle.keep_alive = self._keep_alive
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if self._has_upgrade:  # said at the end of the head already; the body is still to come
+            self._has_upgrade = False
+            return
+        self._owed_since = None
+        self._in_head = self._is_between = True  # in the next one's, of which nothing has come yet
+        super().on_message_complete()
+
+    def check(self, now: float, request_seconds: float) -> None:
+        """Ends the connection of a client that has not sent its request, or read its answer, in time."""
+        if self.transport.is_closing():
+            return
+        if self._owed_since is not None and not self._held:
+            limit = min(HEAD_SECONDS, request_seconds) if self._in_head else request_seconds
+            if now - self._owed_since > limit:
+                self._reject(408, "request_timeout", f"the request was not whole within {limit:g} s; send it faster")
+        num_unread = self.transport.get_write_buffer_size()
+        has_read = self._was_resumed or num_unread < self._num_unread
+        self._num_unread, self._was_resumed = num_unread, False
+        if not num_unread:
+            self._stalled_since = None
+        elif self._stalled_since is None or has_read:  # slow is not stalled
+            self._stalled_since = now
+        elif now - self._stalled_since > request_seconds:
+            self.transport.abort()
+
+    def resume_writing(self) -> None:
+        self._was_resumed = True
+        super().resume_writing()
+
+    def _reject(self, status: int, code: str, message: str) -> None:
+        """Closes the connection, with an error response if a request was begun and no other response is on its way."""
+        if self._in_head:
+            may_answer = self._num_head_bytes > 0 and (self.cycle is None or self.cycle.response_complete)
+        else:
+            # Behind others, the one before it is to be answered first.
+            may_answer = not self.cycle.response_started and not self.pipeline
+        if may_answer:
+            self._write_error(status, code, message)
+        self.transport.close()
+
+    def _write_error(self, status: int, code: str, message: str) -> None:
+        body = json.dumps({"error": {"code": code, "message": message}}).encode()
+        head = (
+            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+
+
+def sweep(connections: Iterable[object], request_seconds: float) -> None:
+    now = time.monotonic()
+    for connection in list(connections):
+        if isinstance(connection, Connection):
+            connection.check(now, request_seconds)

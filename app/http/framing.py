@@ -1,0 +1,43 @@
+"""What a request's head must be beyond what the parser checks, so that everybody agrees where the request ends and whose it is.
+
+A proxy and this service that read one head differently take a part of one client's body for another client's request.
+"""
+
+from collections.abc import Sequence
+
+import httptools
+
+Headers = Sequence[tuple[bytes, bytes]]
+VERSIONS = frozenset({"1.0", "1.1"})
+
+
+class BadHeadError(Exception):
+    """A head that is answered with an error, and whose connection is then closed."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+
+
+def check_head(version: str, headers: Headers) -> None:
+    """Raises BadHeadError."""
+    if version not in VERSIONS:
+        raise BadHeadError(505, f"HTTP/{version} is not spoken here; send HTTP/1.1")
+    codings = [value for name, value in headers if name == b"transfer-encoding"]
+    if codings and (len(codings) > 1 or codings[0].strip().lower() != b"chunked"):
+        given = b", ".join(codings).decode("latin-1")[:100]
+        raise BadHeadError(501, f"transfer-encoding is {given!r}; send chunked, or a content-length")
+    hosts = [value for name, value in headers if name == b"host"]
+    if len(hosts) > 1:
+        given = b", ".join(hosts).decode("latin-1")[:100]
+        raise BadHeadError(400, f"the request has {len(hosts)} host headers ({given}); send one")
+
+
+def origin_form(target: bytes) -> bytes:
+    """The path and the query of a target; of one that names the server too, such as `http://host/score?x=1` (RFC 9112, 3.2.2)."""
+    if target.startswith(b"/") or b"://" not in target:
+        return target
+    parts = httptools.parse_url(target)
+    path, query = parts.path or b"/", parts.query
+    return path if query is None else path + b"?" + query

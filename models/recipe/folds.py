@@ -1,0 +1,127 @@
+"""Step 2: the trainings -> `work/scores_<name>.jsonl` and, of the one on everything, `work/adapter/`.
+
+Five folds by prompt, `0` to `4`; `transfer`, which never sees three kinds drawn by the seed; and `all`, which ships. By name
+only: `ours`, fold 0 trained on our own preferences alone.
+
+    python -m models.recipe.folds [NAME ...]     # 5 to 12 minutes each on two cores
+"""
+
+import hashlib
+import json
+import random
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.recipe.common import MODELS, SEED, WORK, num_threads, read_jsonl, write_jsonl
+from models.recipe.fit import OPTIONS, features_of, fit, head_of, load_trunk, lower_states
+from models.recipe.judge import Scored
+from models.recipe.packed import OTHERS, TASKS, Group, Response, Row, row_of
+from models.recipe.preferences import read_preferences
+from models.recipe.sources import read_hh_pairs, read_severities
+
+NUM_FOLDS = 5
+NUM_UNSEEN_KINDS = 3
+FOLDS = tuple(map(str, range(NUM_FOLDS)))
+NAMES = ("all", *FOLDS, "transfer")
+
+
+def fold_of(group: Group) -> int:
+    """By the last turn before the responses, so that a prompt is in one fold whatever file it is in."""
+    return int(hashlib.sha256(group.prompt.encode()).hexdigest(), 16) % NUM_FOLDS
+
+
+def unseen_kinds(groups: Sequence[Group]) -> list[str]:
+    kinds = sorted({group.kind for group in groups} - set(OTHERS))
+    return sorted(random.Random(SEED).sample(kinds, NUM_UNSEEN_KINDS))  # noqa: S311 - to be reproducible, not secret
+
+
+def is_held_out(name: str, group: Group, unseen: Sequence[str]) -> bool:
+    match name:
+        case "all":
+            return False
+        case "transfer":
+            return group.kind in unseen
+        case "ours":
+            return fold_of(group) == 0
+    return fold_of(group) == int(name)
+
+
+def cached_states(net: Any, rows: Sequence[Row], frozen: int) -> list[Tensor]:
+    """The rows' states behind the frozen layers, kept in `work/` by their tokens from one training to the next."""
+    file = WORK / f"states_{frozen}.pt"
+    cache: dict[str, Tensor] = torch.load(file) if file.exists() else {}
+    keys = [hashlib.sha256(row.ids.numpy().tobytes()).hexdigest() for row in rows]
+    missing = [index for index, key in enumerate(keys) if key not in cache]
+    if missing:
+        for index, states in zip(missing, lower_states(net, [rows[index] for index in missing], frozen), strict=True):
+            cache[keys[index]] = states
+        torch.save(cache, file)
+    return [cache[key] for key in keys]
+
+
+def scored(groups: Sequence[Group], features: Sequence[Tensor], head: Tensor) -> Iterator[dict[str, Any]]:
+    for group, states in zip(groups, features, strict=True):
+        scores = (states @ head.T).tolist()
+        yield {
+            "kind": group.kind,
+            "turns": group.turns,
+            "absolute": group.absolute,
+            "responses": [
+                {"text": response.text} | {task: getattr(response, task) for task in TASKS} | {"scores": own}
+                for response, own in zip(group.responses, scores, strict=True)
+            ],
+        }
+
+
+def read_scores(name: str) -> list[Scored]:
+    """What a training gave the responses that it was not trained on, in the order of the files."""
+    found = []
+    for row in read_jsonl(WORK / f"scores_{name}.jsonl"):
+        responses = tuple(
+            Response(response["text"], response["safety"], response["helpfulness"]) for response in row["responses"]
+        )
+        group = Group(row["kind"], tuple(map(tuple, row["turns"])), responses, row["absolute"])
+        scores = {
+            task: [response["scores"][column] for response in row["responses"]] for column, task in enumerate(TASKS)
+        }
+        found.append(Scored(group, scores, name))
+    return found
+
+
+def run(name: str, groups: Sequence[Group], rows: Sequence[Row]) -> None:
+    unseen = unseen_kinds(groups)
+    held_out = [is_held_out(name, group, unseen) for group in groups]
+    left_out = [name == "ours" and group.kind in OTHERS for group in groups]
+    trained = [i for i in range(len(groups)) if not held_out[i] and not left_out[i]]
+    judged = [i for i in range(len(groups)) if held_out[i]]
+    net = load_trunk(OPTIONS)
+    states = cached_states(net, rows, OPTIONS.frozen)
+    print(f"{name}: {len(trained)} prompts to train on, {len(judged)} held out", flush=True)
+    losses = fit(net, [groups[i] for i in trained], [rows[i] for i in trained], [states[i] for i in trained], OPTIONS)
+    (WORK / f"loss_{name}.json").write_text(json.dumps(losses))
+    net.save_pretrained(WORK / f"adapter_{name}")
+    # The folds' are judged on; those of `all` only tell which direction of the states is constant.
+    shown = judged or trained[:: len(trained) // 256 + 1]
+    features = features_of(net, [rows[i] for i in shown], [states[i] for i in shown], OPTIONS.frozen)
+    torch.save(torch.cat(features), WORK / f"features_{name}.pt")
+    head = head_of(net).weight.detach()
+    write_jsonl(WORK / f"scores_{name}.jsonl", scored([groups[i] for i in judged], features, head) if judged else [])
+
+
+def main() -> None:
+    from transformers import AutoTokenizer
+
+    torch.set_num_threads(num_threads())
+    tokenizer = AutoTokenizer.from_pretrained(MODELS / "trunk")
+    groups = [*read_preferences(), *read_severities(), *read_hh_pairs()]
+    rows = [row_of(group, tokenizer) for group in groups]
+    for name in sys.argv[1:] or NAMES:
+        run(name, groups, rows)
+
+
+if __name__ == "__main__":
+    main()

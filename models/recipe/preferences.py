@@ -1,0 +1,116 @@
+"""The preferences that were written for this project, `data/preferences/<kind>.jsonl`: read, checked, and as pairs.
+
+One prompt a line: `{"kind", "prompt", "responses": [{"text", "helpfulness", "safety"}, ...]}`, ratings from 1 to 5.
+
+    python -m models.recipe.preferences     # prints what the check finds, by kind
+"""
+
+import itertools
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from models.recipe.common import DATA
+from models.recipe.packed import TASKS, Group, Response
+
+PREFERENCES = DATA / "preferences"
+RATINGS = (1, 2, 3, 4, 5)
+NUM_RESPONSES = range(2, 7)
+LONGEST = 1000
+"""Characters of a response."""
+SHORT = 12
+"""Responses up to so many characters, such as "No.", may answer several prompts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two responses of a group whose ratings differ."""
+
+    group: Group
+    better: int
+    worse: int
+    difference: float
+
+    @property
+    def texts(self) -> tuple[str, str]:
+        return self.group.responses[self.better].text, self.group.responses[self.worse].text
+
+
+def read_preferences(folder: Path = PREFERENCES) -> list[Group]:
+    """Every prompt, kind by kind. Raises ValueError that names the file and the line of the first invalid one."""
+    groups: list[Group] = []
+    seen: dict[str, str] = {}
+    for file in sorted(folder.glob("*.jsonl")):
+        with file.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                where = f"{file.name} line {number}"
+                group = group_of(where, file.stem, json.loads(line))
+                for text in (f"prompt {group.prompt}", *(response.text for response in group.responses)):
+                    if text in seen and (len(text) > SHORT or seen[text] == where):
+                        raise ValueError(f"{where} repeats a text of {seen[text]}: {text[:60]!r}")
+                    seen[text] = where
+                groups.append(group)
+    return groups
+
+
+def group_of(where: str, kind: str, row: dict[str, Any]) -> Group:
+    if set(row) != {"kind", "prompt", "responses"} or row["kind"] != kind:
+        raise ValueError(f"{where} must have kind {kind!r}, prompt and responses, nothing else")
+    if not isinstance(row["prompt"], str) or not row["prompt"].strip():
+        raise ValueError(f"{where}: the prompt is empty")
+    if len(row["responses"]) not in NUM_RESPONSES:
+        raise ValueError(f"{where} has {len(row['responses'])} responses; give 2 to 6")
+    for response in row["responses"]:
+        if set(response) != {"text", *TASKS}:
+            raise ValueError(f"{where}: a response has {sorted(response)}; it must have text, helpfulness and safety")
+        if not response["text"].strip() or len(response["text"]) > LONGEST:
+            raise ValueError(f"{where}: a response has {len(response['text'])} characters; give 1 to {LONGEST}")
+        for task in TASKS:
+            if response[task] not in RATINGS:
+                raise ValueError(f"{where}: {task} is {response[task]!r}; it must be 1, 2, 3, 4 or 5")
+    return Group(kind, (("user", row["prompt"]),), tuple(Response(**response) for response in row["responses"]))
+
+
+def pairs_of(groups: Iterable[Group], task: str) -> Iterator[Pair]:
+    """Every two responses of a group whose ratings differ."""
+    for group in groups:
+        for (i, a), (j, b) in itertools.combinations(enumerate(group.ratings(task)), 2):
+            if a is not None and b is not None and a != b:
+                yield Pair(group, *((i, j) if a > b else (j, i)), abs(a - b))
+
+
+def longer_wins(pairs: Sequence[Pair]) -> float:
+    """The share of pairs that the longer response wins; equal lengths count half. 0.5 where there are no pairs."""
+    lengths = [tuple(map(len, pair.texts)) for pair in pairs]
+    return sum((a > b) + 0.5 * (a == b) for a, b in lengths) / len(lengths) if lengths else 0.5
+
+
+def openings(groups: Iterable[Group], *, of_the_best: bool) -> Counter[str]:
+    """How often the responses with the highest helpfulness of their prompt, or the others, begin with which two words."""
+    found: Counter[str] = Counter()
+    for group in groups:
+        best = max(rating for rating in group.ratings("helpfulness") if rating is not None)
+        for response in group.responses:
+            if (response.helpfulness == best) == of_the_best:
+                found[" ".join(response.text.split()[:2]).lower()] += 1
+    return found
+
+
+def main() -> None:
+    groups = read_preferences()
+    for kind, own in itertools.groupby(groups, key=lambda group: group.kind):
+        members = list(own)
+        shares = {task: list(pairs_of(members, task)) for task in TASKS}
+        told = "; ".join(
+            f"{task} {len(pairs)} pairs, longer wins {longer_wins(pairs):.2f}" for task, pairs in shares.items()
+        )
+        print(f"{kind}: {len(members)} prompts; {told}")
+    for best in (True, False):
+        print("openings of", "the best:" if best else "the others:", openings(groups, of_the_best=best).most_common(8))
+
+
+if __name__ == "__main__":
+    main()

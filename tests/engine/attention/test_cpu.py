@@ -1,0 +1,86 @@
+"""The masks of the blocks: right at every offset, and small whatever came before."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from app.engine.attention import cpu
+from app.engine.attention.backend import LayerOptions
+from app.engine.attention.cpu import BLOCK, BlockAttention, Queries, block_length, block_mask, block_start, query_blocks
+
+CPU = torch.device("cpu")
+
+
+def brute_force(offset: int, length: int, window: int | None) -> Tensor:
+    rows = []
+    for query in range(offset, offset + length):
+        seen = [key <= query and (window is None or query - key < window) for key in range(offset + length)]
+        rows.append([0.0 if each else -torch.inf for each in seen])
+    return torch.tensor(rows)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    positions=st.lists(st.integers(0, 700), min_size=1, max_size=5),
+    window=st.none() | st.integers(1, 300),
+)
+def test_a_mask_is_right_whatever_was_asked_before(positions: list[int], window: int | None) -> None:
+    for position in positions:
+        offset = block_start(position)
+        length = block_length(offset)
+        mask = block_mask(offset, length, window, torch.float32, CPU)
+        assert torch.equal(mask, brute_force(offset, length, window))
+
+
+@pytest.mark.parametrize("window", [None, 4096])
+def test_the_masks_of_a_long_text_take_a_few_megabytes(window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    masks: dict[tuple[int, int | None, torch.dtype, torch.device], Tensor] = {}
+    monkeypatch.setattr(cpu, "_masks", masks)
+    for offset in range(BLOCK, 40_000, BLOCK):
+        block_mask(offset, BLOCK, window, torch.float32, CPU)
+    assert sum(mask.untyped_storage().nbytes() for mask in masks.values()) < 20e6
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    num_tokens=st.integers(1, 300),
+    first=st.integers(0, 299),
+    num_wanted=st.integers(1, 300),
+    options=st.sampled_from([LayerOptions(), LayerOptions(window=70), LayerOptions(softcap=5.0)]),
+)
+def test_a_query_has_the_same_bits_whichever_others_are_computed(
+    num_tokens: int, first: int, num_wanted: int, options: LayerOptions
+) -> None:
+    first = min(first, num_tokens - 1)
+    generator = torch.Generator().manual_seed(num_tokens)
+    query, key, value = (torch.randn(1, heads, num_tokens, 16, generator=generator) for heads in (6, 2, 2))
+
+    def attended(positions: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Tensor:
+        wanted = [Queries(np.arange(num_tokens), positions, positions)]
+        attention = BlockAttention(lambda: wanted)
+        return attention.attend(query, key, value, options)[0, positions]
+
+    wanted = np.arange(first, min(first + num_wanted, num_tokens))
+    assert torch.equal(attended(wanted), attended(np.arange(num_tokens))[wanted])
+
+
+def test_only_the_wanted_queries_of_a_block_are_computed() -> None:
+    wanted = Queries(np.arange(1300), np.arange(1200, 1260), np.arange(60))
+    parts = [block.part for block in query_blocks([wanted])]
+    assert [(part.position, part.length, part.num_keys) for part in parts] == [(1200, 16, 1216), (1216, 48, 1280)]
+
+
+def test_the_blocks_of_a_long_text_take_memory_in_proportion_to_it() -> None:
+    """The rows of every prefix would be 62 GB for a million tokens, which ended the process."""
+    positions = np.arange(1 << 16)
+    tracemalloc.start()
+    try:
+        query_blocks([Queries(positions, positions, positions)])
+        assert tracemalloc.get_traced_memory()[1] < 10e6
+    finally:
+        tracemalloc.stop()

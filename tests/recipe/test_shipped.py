@@ -1,0 +1,54 @@
+"""The two models in models/ as they are shipped: their scores are those of transformers and peft, their sizes small."""
+
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, GgufConfig
+
+from app.checkpoints.adapters import base_of
+from app.engine.batch import Batch
+from app.engine.sequence import TokenSequence
+from tests.engine.loaded import load_from
+
+MODELS = Path(__file__).resolve().parents[2] / "models"
+TEXTS = ("Is tea a fruit?", "No, it is made of leaves."), ("Hi", "Go away, or I will hurt you."), ("2+2?", "5")
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft asks transformers
+@pytest.mark.parametrize("task", ["safety", "helpfulness"])
+def test_a_shipped_model_scores_as_transformers_and_peft_have_it(task: str) -> None:
+    model = load_from(MODELS / task)
+    (file,) = (MODELS / "trunk").glob("*.gguf")
+    net: Any = AutoModelForSequenceClassification.from_pretrained(
+        MODELS / "trunk",
+        gguf_file=file.name,
+        quantization_config=GgufConfig(dequantize=True),
+        num_labels=1,
+        dtype=torch.float32,
+    )
+    adapted = peft.PeftModel.from_pretrained(net, MODELS / task).eval()
+    tokenizer: Any = model.tokenization.tokenizer
+    sequences = []
+    for prompt, response in TEXTS:
+        turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+        sequences.append(TokenSequence.of(tokenizer.apply_chat_template(turns, return_dict=True)["input_ids"]))
+    with torch.inference_mode():
+        expected = [float(adapted(torch.from_numpy(s.token_ids)[None]).logits[0, 0]) for s in sequences]
+    scores = [scored.score for scored in model.score(Batch.of(sequences))]
+    assert scores == pytest.approx(expected, abs=1e-5 * max(1, *map(abs, expected)), rel=0)
+    assert model.plan.path == "packed"
+    assert model.checkpoint.about["about"].startswith("demo")
+
+
+def test_the_shipped_models_are_small_and_find_their_base_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [file for name in ("trunk", "safety", "helpfulness") for file in (MODELS / name).iterdir()]
+    sizes = [file.stat().st_size for file in files]
+    assert max(sizes) <= 95e6
+    assert sum(sizes) <= 130e6
+    monkeypatch.chdir(tmp_path)
+    assert Path(base_of("safety", MODELS / "safety", may_be_remote=False)) == MODELS / "trunk"

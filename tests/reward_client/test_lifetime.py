@@ -1,0 +1,189 @@
+"""Connections: when they are opened and closed, how many there are, what a deadline counts, what is logged."""
+
+import asyncio
+import gc
+import threading
+import time
+import warnings
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from reward_client import (
+    AsyncRewardClient,
+    BadReplyError,
+    ClientClosedError,
+    ConnectionFailedError,
+    DeadlineError,
+    Limits,
+    RewardClient,
+)
+from tests.reward_client import echo
+from tests.reward_client.conftest import QUICK, Ask
+
+
+def num_descriptors() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def test_sixty_loops_leave_no_descriptor_and_no_warning() -> None:
+    with echo.serve() as url, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        client = AsyncRewardClient(url, deadline_seconds=10)
+        assert echo.score(client, 0) == 0
+        time.sleep(0.1)  # the server's threads close their ends after ours
+        before = num_descriptors()
+        for number in range(1, 61):
+            assert echo.score(client, number) == number
+        gc.collect()
+        time.sleep(0.1)
+        assert num_descriptors() <= before
+        assert len(client._by_loop) <= 1
+
+
+def test_a_client_that_is_dropped_in_its_loop_closes_its_connections() -> None:
+    async def run(url: str) -> None:
+        for number in range(20):
+            assert await echo.score_in_loop(AsyncRewardClient(url, deadline_seconds=10), number) == number
+
+    with echo.serve() as url:
+        asyncio.run(run(url))
+        gc.collect()
+
+
+def test_a_closed_async_client_says_so() -> None:
+    async def run() -> None:
+        with echo.serve() as url:
+            client = AsyncRewardClient(url)
+            await echo.score_in_loop(client, 1)
+            await client.aclose()
+            await client.aclose()
+            with pytest.raises(ClientClosedError, match="AsyncRewardClient is closed"):
+                await echo.score_in_loop(client, 2)
+
+    asyncio.run(run())
+
+
+class Slow(echo.Echo):
+    wait_seconds = 0.2
+
+
+def test_waiting_for_an_own_connection_does_not_count_against_the_deadline() -> None:
+    """40 requests of 0.2 s over 4 connections take 2 s; each has 1 s from its sending."""
+    items = [{"text": str(number)} for number in range(40)]
+    settings: dict[str, Any] = {"limits": Limits(max_items=1), "max_concurrency": 4, "deadline_seconds": 1.0}
+
+    async def run(url: str) -> list[float]:
+        async with AsyncRewardClient(url, **settings) as client:
+            return (await client.score(items)).of("safety")
+
+    with echo.serve(Slow) as url:
+        with RewardClient(url, **settings) as client:
+            assert client.score(items).of("safety") == list(range(40))
+        assert asyncio.run(run(url)) == list(range(40))
+
+
+class Silent(echo.Echo):
+    wait_seconds = 1.0
+
+
+def test_a_server_that_is_slower_than_the_deadline_is_given_up_by_each_request(ask: Ask) -> None:
+    with echo.serve(Silent) as url, pytest.raises(DeadlineError, match=r"within 0\.2 s"):
+        ask("score", [{"text": "1"}], deadline_seconds=0.2, settings={"base_url": url})
+
+
+def test_closing_ends_a_call_that_is_under_way() -> None:
+    errors: list[BaseException] = []
+    with echo.serve(Silent) as url:
+        client = RewardClient(url, limits=Limits(max_items=1), max_concurrency=2)
+
+        def ask() -> None:
+            try:
+                client.score([{"text": "1"}] * 5)
+            except BaseException as error:  # noqa: BLE001 - whatever it is
+                errors.append(error)
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        time.sleep(0.2)
+        client.close()
+        thread.join(10)
+    assert [type(error) for error in errors] == [ClientClosedError]
+
+
+def test_a_failed_request_ends_its_call_without_waiting_for_the_others() -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(422 if b"bad" in request.content else 503, json={"detail": "no"})
+
+    settings: dict[str, Any] = {"limits": Limits(max_items=1), "max_concurrency": 3}
+    with RewardClient("http://rewards", transport=httpx.MockTransport(answer), **settings) as client:
+        start = time.monotonic()
+        with pytest.raises(Exception, match="no"):
+            client.score([{"text": "good"}, {"text": "good"}, {"text": "bad"}])
+        assert time.monotonic() - start < 0.4  # the first pause of the others is at least 0.25 s, their deadline 180 s
+
+
+def test_the_address_that_does_not_answer_is_logged_at_once(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(ConnectionFailedError, match=r"http://127\.0\.0\.1:9 did not answer /score: ConnectError"):
+        ask("score", [{"text": "1"}], settings={"base_url": "http://trainer:secret@127.0.0.1:9"})
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.name == "reward_client"
+    assert record.getMessage().startswith("http://127.0.0.1:9 did not answer /score: ConnectError")
+    assert "trying again for up to 180 s" in record.getMessage()
+    assert "secret" not in caplog.text
+
+
+class Raw(httpx.SyncByteStream, httpx.AsyncByteStream):
+    """A body as it is on the wire, for either client."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield self.content
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield self.content
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "content", "message"),
+    [
+        (200, {"content-encoding": "gzip"}, b"not gzip", "cannot be decoded"),
+        (200, {}, b"[]", r"answered with \[\]"),
+        (200, {}, b"null", "answered with None"),
+        (200, {}, b"1.5", r"answered with 1\.5"),
+        (200, {}, b"[" * 100_000, "not JSON"),
+        (200, {}, b"\xff\xfe\x00", "not JSON"),
+        (200, {}, b"", "not JSON"),
+        (204, {}, b"", "status 204"),
+        (302, {"location": "https://rewards/score"}, b"", "use that address as base_url"),
+        (200, {}, b'{"results": [{"scores": {"safety": {"score": 1' + b"0" * 400 + b"}}}]}", "score is 1000"),
+    ],
+)
+def test_a_reply_that_is_not_the_services_is_a_bad_reply(
+    ask: Ask, status: int, headers: dict[str, str], content: bytes, message: str
+) -> None:
+    transport = httpx.MockTransport(lambda _: httpx.Response(status, headers=headers, stream=Raw(content)))
+    with pytest.raises(BadReplyError, match=message):
+        ask("score", [{"text": "1"}], settings={"base_url": "http://rewards", "transport": transport})
+
+
+def test_a_route_of_another_form_is_passed_through(ask: Ask) -> None:
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, json=1.5))
+    assert ask("post", "/slime", {}, settings={"base_url": "http://rewards", "transport": transport}) == 1.5
+
+
+@pytest.mark.parametrize("status", [408, 429, 502, 503, 504])
+def test_a_busy_server_is_asked_again(ask: Ask, status: int) -> None:
+    numbers = iter([status, status, 200])
+
+    def answer(_: httpx.Request) -> httpx.Response:
+        return httpx.Response(next(numbers), json=echo.replies([1.0]), headers={"retry-after": "0"})
+
+    settings = {"base_url": "http://rewards", "transport": httpx.MockTransport(answer), "retry": QUICK}
+    assert ask("score", [{"text": "1"}], settings=settings).of("safety") == [1.0]
