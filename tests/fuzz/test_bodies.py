@@ -35,7 +35,6 @@ SECONDS = 30
 fuzzed = settings(
     max_examples=EXAMPLES,
     deadline=None,  # the request has a time-out
-    derandomize="FUZZ_EXAMPLES" not in os.environ,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large],
 )
 
@@ -250,7 +249,8 @@ def test_a_deep_or_long_body_is_refused(target: httpx.Client, route: str, body: 
 def test_any_path_and_headers_are_answered(
     target: httpx.Client, method: str, path: str, headers: dict[str, str]
 ) -> None:
-    response = target.request(method, f"/{path}", headers=headers)
+    url = target.base_url.copy_with(raw_path=f"/{path}".encode())  # httpx reads "//..." as the name of a host
+    response = target.request(method, url, headers=headers)
     assert response.status_code < 500, (response.status_code, response.text)
 
 

@@ -16,7 +16,6 @@ from tests.fuzz.test_bodies import anything, encode
 fuzzed = settings(
     max_examples=int(os.environ.get("FUZZ_EXAMPLES", "5")) * 10,
     deadline=None,
-    derandomize="FUZZ_EXAMPLES" not in os.environ,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 RESULT = {"score": 1.0, "probability": 0.7, "num_tokens": 3, "truncated": False}

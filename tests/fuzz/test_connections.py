@@ -12,7 +12,6 @@ from tests.http.wire import answers_to
 fuzzed = settings(
     max_examples=int(os.environ.get("FUZZ_EXAMPLES", "5")) * 20,
     deadline=None,
-    derandomize="FUZZ_EXAMPLES" not in os.environ,
 )
 REQUESTS = [NEXT, *TAKEN.values(), *REFUSED.values()]
 OK = b"HTTP/1.1 200 OK"

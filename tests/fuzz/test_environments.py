@@ -14,7 +14,6 @@ from tests.processes import SERVE, environment, running
 fuzzed = settings(
     max_examples=int(os.environ.get("FUZZ_EXAMPLES", "5")) * 20,
     deadline=None,
-    derandomize="FUZZ_EXAMPLES" not in os.environ,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 names = st.one_of(

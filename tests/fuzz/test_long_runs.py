@@ -21,7 +21,6 @@ from tests.models import SPECIAL, TEXT, VOCAB_SIZE
 fuzzed = settings(
     max_examples=int(os.environ.get("FUZZ_EXAMPLES", "5")),
     deadline=None,
-    derandomize="FUZZ_EXAMPLES" not in os.environ,
 )
 CHARACTERS = [
     *" \t\n\r\x00\x7f.,_-a1A",

@@ -21,7 +21,6 @@ from tests.models import VOCAB_SIZE, make_tokenizer
 fuzzed = settings(
     max_examples=int(os.environ.get("FUZZ_EXAMPLES", "5")) * 40,
     deadline=None,
-    derandomize="FUZZ_EXAMPLES" not in os.environ,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 TOKENIZATIONS = {
