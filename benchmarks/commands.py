@@ -18,7 +18,15 @@ from benchmarks.large_body import format_large_bodies, measure_large_bodies
 from benchmarks.long_texts import format_long_texts, measure_long_texts
 from benchmarks.measure import Plan, measure_workload
 from benchmarks.neighbour import format_neighbour, measure_neighbour
-from benchmarks.servers.targets import TARGET_NAMES, VARIANT_PREFIX, VLLM_NAMES, Options, parse_settings, parse_variant
+from benchmarks.servers.targets import (
+    BASELINE,
+    TARGET_NAMES,
+    VARIANT_PREFIX,
+    VLLM_NAMES,
+    Options,
+    parse_settings,
+    parse_variant,
+)
 from benchmarks.start_up import measure_start_ups
 from benchmarks.summary import as_json, format_rows, format_start_ups, summarize
 from benchmarks.workloads import WORKLOADS
@@ -74,12 +82,14 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         logger.warning("in-process is left out: it has a closed loop only")
         targets.remove("in-process")
     variants = dict(arguments.variant)
-    targets[1:1] = [f"{VARIANT_PREFIX}{name}" for name in variants]
+    baseline_command = tuple(shlex.split(arguments.baseline_command))
+    targets[1:1] = [f"{VARIANT_PREFIX}{name}" for name in variants] + [BASELINE] * bool(baseline_command)
     options = Options(
         num_threads=arguments.threads,
         variants=variants,
         padded_batch_size=arguments.padded_batch_size,
         service_command=_service_command(arguments),
+        baseline_command=baseline_command,
         vllm_python=arguments.vllm_python,
         vllm_arguments=tuple(shlex.split(arguments.vllm_arguments)),
         vllm_environment=arguments.vllm_environment,
@@ -148,6 +158,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME:KEY=VALUE,...",
         help="also run the service with these environment variables, as the server service:NAME",
     )
+    add("--baseline-command", default="", help="also run another build of the service, as the server baseline")
     add("--vllm-python", type=Path, help="the Python of an environment that has vLLM; without it vLLM is left out")
     add("--vllm-environment", type=parse_settings, default={}, metavar="KEY=VALUE,...", help="for vLLM's process alone")
     add("--vllm-arguments", default="", help="further arguments of `vllm serve`")

@@ -105,10 +105,19 @@ def _repeat(context: Context, repeat: int, targets: Mapping[str, Target], meter:
     for target_name in turns:
         target = targets[target_name]
         with _awake(target):
+            started = target.process.processor_seconds()
             scored = _run(target, workload, context.plan.rate, context.plan.seed + repeat)
+            processor_seconds = target.process.processor_seconds() - started
         after = meter.measure()
-        sample = _sample(context, (target_name, repeat), scored, work, (before + after) / 2)
-        logger.info("%s %d: %s %.2f s", context.name, repeat, target_name, sample.seconds)
+        sample = _sample(context, (target_name, repeat), scored, work, processor_seconds, (before + after) / 2)
+        logger.info(
+            "%s %d: %s %.2f s, %.2f s of the processors",
+            context.name,
+            repeat,
+            target_name,
+            sample.seconds,
+            processor_seconds,
+        )
         result.samples.append(sample)
         if scored.scores:
             result.scores[target_name] = scored.scores
@@ -117,7 +126,12 @@ def _repeat(context: Context, repeat: int, targets: Mapping[str, Target], meter:
 
 
 def _sample(
-    context: Context, turn: tuple[str, int], scored: Scored, work: tuple[Work, Work], gemm_rate: float
+    context: Context,
+    turn: tuple[str, int],
+    scored: Scored,
+    work: tuple[Work, Work],
+    processor_seconds: float,
+    gemm_rate: float,
 ) -> Sample:
     """Return the sample of one turn; `turn` is (server, repeat), `work` the texts' work without and with sharing."""
     target, repeat = turn
@@ -138,6 +152,7 @@ def _sample(
         num_computed_tokens=num_computed_tokens,
         latency_p50=percentile(scored.run.latencies, 50),
         latency_p99=percentile(scored.run.latencies, 99),
+        processor_seconds=processor_seconds,
         useful_flops=trunk_flops(context.shape, whole) if scored.scores else None,
         executed_flops=executed_flops,
         gemm_flops_per_second=gemm_rate,

@@ -8,7 +8,7 @@ class Sample:
     """One server's turn in one repeat.
 
     `useful_flops`: every sequence whole, as a server without sharing computes it; None for a server that scores nothing. `executed_flops`: on the rows that the
-    server says it computed, None where it says nothing. `gemm_flops_per_second`: around this turn.
+    server says it computed, None where it says nothing. `gemm_flops_per_second`: around this turn. `processor_seconds`: of the server alone.
     """
 
     workload: str
@@ -20,6 +20,7 @@ class Sample:
     num_computed_tokens: int | None
     latency_p50: float
     latency_p99: float
+    processor_seconds: float
     useful_flops: int | None
     executed_flops: int | None
     gemm_flops_per_second: float

@@ -16,8 +16,8 @@ from benchmarks.table import format_table
 
 SERVICE = "service"
 HEADERS = (
-    "workload", "server", "req/s", "low-high", "tokens/s", "p50 s", "p99 s", "service is", "low-high", "useful/GEMM",
-    "executed/GEMM",
+    "workload", "server", "req/s", "low-high", "tokens/s", "p50 s", "p99 s", "service is", "low-high", "CPU ms/req",
+    "service is", "low-high", "useful/GEMM", "executed/GEMM",
 )  # fmt: skip
 
 
@@ -25,7 +25,8 @@ HEADERS = (
 class Row:
     """One server on one workload over all repeats.
 
-    `service_ratio`: the service's throughput over this server's; None for want of the service. `useful_share` and
+    `service_ratio`: the service's throughput over this server's; `processor_ratio`: this server's processor time over the
+    service's. Both are None for want of the service. `processor_ms`: processor time per request. `useful_share` and
     `executed_share`: of the GEMM rate, reached by the FLOPs that `Sample` defines.
     """
 
@@ -36,6 +37,8 @@ class Row:
     latency_p50: Spread
     latency_p99: Spread
     service_ratio: Spread | None
+    processor_ms: Spread
+    processor_ratio: Spread | None
     useful_share: Spread | None
     executed_share: Spread | None
     gemm_gflops: Spread
@@ -81,7 +84,11 @@ def as_json(results: Sequence[WorkloadResult], arguments: dict[str, Any]) -> dic
 
 def _row(own: Sequence[Sample], service: Sequence[Sample | None]) -> Row:
     computed = [sample.num_computed_tokens for sample in own if sample.num_computed_tokens is not None]
-    ratios = [sample.seconds / other.seconds for sample, other in zip(own, service, strict=True) if other is not None]
+    pairs = [(sample, other) for sample, other in zip(own, service, strict=True) if other is not None]
+    ratios = [sample.seconds / other.seconds for sample, other in pairs]
+    processor_ratios = [
+        sample.processor_seconds / other.processor_seconds for sample, other in pairs if other.processor_seconds
+    ]
     return Row(
         workload=own[0].workload,
         target=own[0].target,
@@ -90,6 +97,8 @@ def _row(own: Sequence[Sample], service: Sequence[Sample | None]) -> Row:
         latency_p50=Spread.of([sample.latency_p50 for sample in own]),
         latency_p99=Spread.of([sample.latency_p99 for sample in own]),
         service_ratio=Spread.of(ratios) if ratios else None,
+        processor_ms=Spread.of([1000 * sample.processor_seconds / sample.num_requests for sample in own]),
+        processor_ratio=Spread.of(processor_ratios) if processor_ratios else None,
         useful_share=_gemm_share(own, [sample.useful_flops for sample in own]),
         executed_share=_gemm_share(own, [sample.executed_flops for sample in own]),
         gemm_gflops=Spread.of([sample.gemm_flops_per_second / 1e9 for sample in own]),
@@ -107,6 +116,7 @@ def _gemm_share(samples: Sequence[Sample], flops: Sequence[int | None]) -> Sprea
 
 def _cells(row: Row) -> tuple[str, ...]:
     rates, ratio = row.requests_per_second, row.service_ratio
+    processor_ratio = row.processor_ratio
     useful, executed = row.useful_share, row.executed_share
     return (
         row.workload,
@@ -118,6 +128,9 @@ def _cells(row: Row) -> tuple[str, ...]:
         f"{row.latency_p99.median:.3f}",
         f"{ratio.median:.2f}x" if ratio else "",
         f"{ratio.low:.2f}-{ratio.high:.2f}" if ratio else "",
+        f"{row.processor_ms.median:,.3f}",
+        f"{processor_ratio.median:.2f}x" if processor_ratio else "",
+        f"{processor_ratio.low:.2f}-{processor_ratio.high:.2f}" if processor_ratio else "",
         f"{useful.median:.2f}" if useful else "",
         f"{executed.median:.2f}" if executed else "",
     )

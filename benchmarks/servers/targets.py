@@ -18,6 +18,7 @@ RUN_SECONDS = 900.0
 TARGET_NAMES = ("service", "in-process", "vllm", "vllm-default", "padded", "echo")
 VLLM_NAMES = frozenset({"vllm", "vllm-default"})
 VARIANT_PREFIX = "service:"
+BASELINE = "baseline"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,7 @@ class Options:
     """How the servers are started.
 
     `variants`: environments under which the service also runs, as targets named `service:` and the variant's name.
+    `baseline_command`: another build of the service, run as the target `baseline`.
     `vllm_python` None: vLLM is left out.
     """
 
@@ -32,6 +34,7 @@ class Options:
     variants: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     padded_batch_size: int = 16
     service_command: tuple[str, ...] = (str(Path(sys.executable).with_name("reward-service")), "serve")
+    baseline_command: tuple[str, ...] = ()
     vllm_python: Path | None = None
     vllm_arguments: tuple[str, ...] = ()
     vllm_environment: Mapping[str, str] = field(default_factory=dict)
@@ -129,7 +132,14 @@ def parse_settings(text: str) -> dict[str, str]:
     return {key: value for key, _, value in pairs}
 
 
-_DIALECTS = {"service": SERVICE, "vllm": VLLM, "vllm-default": VLLM, "padded": OPENRLHF, "echo": ECHO}
+_DIALECTS = {
+    "service": SERVICE,
+    BASELINE: SERVICE,
+    "vllm": VLLM,
+    "vllm-default": VLLM,
+    "padded": OPENRLHF,
+    "echo": ECHO,
+}
 
 
 def _command(name: str, checkpoint: Path, port: int, options: Options) -> tuple[list[str], dict[str, str]]:
@@ -137,14 +147,11 @@ def _command(name: str, checkpoint: Path, port: int, options: Options) -> tuple[
     environment = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     common = ["--port", str(port)]
     threads = ["--threads", str(options.num_threads)]
-    if name.startswith(VARIANT_PREFIX):
-        variant = options.variants[name.removeprefix(VARIANT_PREFIX)]
-        return list(options.service_command), environment | _service_environment(checkpoint, port, options) | dict(
-            variant
-        )
+    if name in {"service", BASELINE} or name.startswith(VARIANT_PREFIX):
+        chosen = options.baseline_command if name == BASELINE else options.service_command
+        variant = options.variants[name.removeprefix(VARIANT_PREFIX)] if name.startswith(VARIANT_PREFIX) else {}
+        return list(chosen), environment | _service_environment(checkpoint, port, options) | dict(variant)
     match name:
-        case "service":
-            return list(options.service_command), environment | _service_environment(checkpoint, port, options)
         case "in-process":
             module = "benchmarks.servers.in_process"
             return [sys.executable, "-m", module, str(checkpoint), *common, *threads], environment

@@ -75,6 +75,13 @@ def test_a_variant_is_the_service_with_its_own_environment() -> None:
     assert environment["REWARD_DTYPE"] == "bfloat16"
 
 
+def test_the_baseline_is_another_build_with_the_services_environment() -> None:
+    options = Options(baseline_command=("/other/reward-service", "serve"))
+    command, environment = _command("baseline", Path(), 1, options)
+    assert command == ["/other/reward-service", "serve"]
+    assert environment == _command("service", Path(), 1, options)[1]
+
+
 @pytest.mark.parametrize("text", ["", "name", "name:", ":KEY=1", "name:KEY", "name:=1"])
 def test_a_variant_that_sets_nothing_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="KEY=VALUE,KEY=VALUE"):
@@ -93,6 +100,7 @@ def test_a_server_runs_pauses_and_stops(tmp_path: Path) -> None:
             assert answer.status == 200
         assert server.start_seconds > 0
         assert server.resident_bytes() > 1e6
+        assert 0 < server.processor_seconds() < 60  # of the start alone
     assert server._process.returncode in {0, -signal.SIGTERM}
     assert not Path(f"/proc/{pid}").exists()
 

@@ -19,6 +19,7 @@ SAMPLE = Sample(
     num_computed_tokens=900,
     latency_p50=1.0,
     latency_p99=2.0,
+    processor_seconds=3.84,
     useful_flops=80,
     executed_flops=60,
     gemm_flops_per_second=50.0,
@@ -47,6 +48,15 @@ def test_ratios_are_taken_inside_a_repeat() -> None:
 
 def test_without_the_service_there_is_no_ratio() -> None:
     assert summarize([sample("vllm", 0, 1.0)])[0].service_ratio is None
+
+
+def test_processor_time_is_per_request_and_over_the_services_in_the_same_repeat() -> None:
+    baseline = dataclasses.replace(sample("baseline", 0, 1.0), processor_seconds=1.92)
+    rows = {row.target: row for row in summarize([sample("service", 0, 1.0), baseline])}
+    assert rows["service"].processor_ms.median == pytest.approx(40.0)
+    assert rows["baseline"].processor_ms.median == pytest.approx(20.0)
+    assert rows["baseline"].processor_ratio is not None
+    assert rows["baseline"].processor_ratio.median == pytest.approx(0.5)
 
 
 def test_shares_are_flops_over_time_over_the_gemm_rate() -> None:
