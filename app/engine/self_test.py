@@ -24,6 +24,7 @@ from app.engine.attention.pool import KeyValueCache
 from app.engine.batch import Batch
 from app.engine.devices import is_out_of_memory
 from app.engine.features import begins_at, expected_windows, rope_types
+from app.engine.first_layers import first_layers, states_for_bits
 from app.engine.inputs import Input, PromptResponse, Text, TokenIds
 from app.engine.mask_test import mask_fault
 from app.engine.prefix_cache import PAGE_TOKENS, least_prefix_tokens
@@ -225,10 +226,11 @@ def is_batch_invariant(model: RewardModel, sequences: list[TokenSequence]) -> bo
         return False
     try:
         model.small_forward_flops = 0
-        together = states_of(model, sequences)
-        reversed_part = states_of(model, sequences[4::-1])[::-1]
+        num_layers = first_layers(model)
+        together = states_of(model, sequences, num_layers)
+        reversed_part = states_of(model, sequences[4::-1], num_layers)[::-1]
         model.small_forward_flops = math.inf
-        alone = [state for sequence in sequences for state in states_of(model, [sequence])]
+        alone = [state for sequence in sequences for state in states_of(model, [sequence], num_layers)]
     finally:
         model.small_forward_flops = SMALL_FORWARD_FLOPS
     is_same = all(map(torch.equal, together, alone)) and all(map(torch.equal, reversed_part, alone[:5]))
@@ -319,7 +321,7 @@ def fault_of_cache(model: RewardModel, cache: KeyValueCache, batch: Batch, expec
     return None if fault is None else f"with cached prefixes {fault}"
 
 
-def states_of(model: RewardModel, sequences: list[TokenSequence]) -> list[Tensor]:
-    """(tokens, hidden) of each sequence."""
-    states = model.compute(Batch.of(sequences, [True] * len(sequences))).states
+def states_of(model: RewardModel, sequences: list[TokenSequence], num_layers: int) -> list[Tensor]:
+    """(tokens, hidden) of each sequence, as `states_for_bits`."""
+    states = states_for_bits(model, Batch.of(sequences, [True] * len(sequences)), num_layers)
     return list(torch.split(states, [sequence.num_tokens for sequence in sequences]))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from app.engine.batch import Batch
+from app.engine.first_layers import first_layers, states_for_bits
 from app.engine.num_threads import ThreadChooser, ThreadLimit, candidates_below
 from app.engine.processors import FreeProcessors
 from app.engine.reward_model import SMALL_FORWARD_FLOPS, RewardModel
@@ -39,20 +40,22 @@ def equal_thread_counts(model: RewardModel, limit: int) -> tuple[int, ...]:
     batch = batch_of_states(model)
     # Of several lengths: a library divides a tensor among the threads, and where its last vector ends decides the bits.
     parts = [batch.part(indices) for indices in (range(len(batch)), range(6), [1, 7], [2, 3, 5], [0])]
-    num_flops = sum(part.num_tokens for part in parts) * model.flops_per_token
+    num_layers = first_layers(model)
+    share = num_layers / len(model.layers) if num_layers else 1
+    num_flops = sum(part.num_tokens for part in parts) * model.flops_per_token * share
     counts = candidates_below(limit)
     if not counts or model.device.type != "cpu" or num_flops > AFFORDABLE_FLOPS["cpu"]:
         return (limit,)
     before = torch.get_num_threads()
     try:
         model.small_forward_flops = 0
-        states = {count: states_on(model, parts, count) for count in (limit, *counts)}
+        states = {count: states_on(model, parts, count, num_layers) for count in (limit, *counts)}
     finally:
         model.small_forward_flops = SMALL_FORWARD_FLOPS
         torch.set_num_threads(before)
     return (limit, *(count for count in counts if torch.equal(states[count], states[limit])))
 
 
-def states_on(model: RewardModel, parts: list[Batch], num_threads: int) -> Tensor:
+def states_on(model: RewardModel, parts: list[Batch], num_threads: int, num_layers: int) -> Tensor:
     torch.set_num_threads(num_threads)
-    return torch.cat([model.compute(part).states for part in parts])
+    return torch.cat([states_for_bits(model, part, num_layers) for part in parts])

@@ -2,15 +2,16 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 from app.engine import num_threads
 from app.engine.batch import Batch
 from app.engine.cgroups import ControlGroup
-from app.engine.forward import Computed
 from app.engine.num_threads import ThreadChooser, ThreadLimit, candidates_below, thread_limit
 from app.engine.processors import FreeProcessors, Quota
 from app.engine.reward_model import RewardModel
@@ -126,11 +127,13 @@ def test_a_small_forward_stays_on_one_thread(tmp_path: Path) -> None:
     assert set(seen) == {1}
 
 
-def test_numbers_that_give_other_bits_are_not_chosen(model: RewardModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    def other_bits_on_three(_: Batch) -> Computed:
-        return Computed(torch.tensor([0.5 if torch.get_num_threads() != 3 else 0.25]), [], [])
+def test_numbers_that_give_other_bits_are_not_chosen(tmp_path: Path) -> None:
+    model = load(tmp_path)
 
-    monkeypatch.setattr(model, "compute", other_bits_on_three)
+    def other_bits_on_three(_module: nn.Module, _inputs: Any, out: Tensor) -> Tensor:
+        return out * (1 + 2**-22) if torch.get_num_threads() == 3 else out
+
+    model.layers[0].mlp.down_proj.register_forward_hook(other_bits_on_three)  # type: ignore[union-attr]
     assert equal_thread_counts(model, 4) == (4, 2)
 
 
