@@ -6,10 +6,11 @@ The one place that loads models and decides what a request may ask of them; `app
 import asyncio
 import gc
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from app.checkpoints.loading import load_checkpoint
 from app.checkpoints.memory import available_bytes, prefix_cache_bytes
@@ -58,6 +59,7 @@ def load_models(settings: Settings, limit: ThreadLimit | None = None) -> dict[st
     prepare_process()
     bases = SharedBases(given.source for given in wanted.values())
     models: dict[str, RewardModel] = {}
+    test_states: dict[str, Tensor] = {}
     for name, given in wanted.items():
         checkpoint = load_checkpoint(
             given.source,
@@ -75,7 +77,7 @@ def load_models(settings: Settings, limit: ThreadLimit | None = None) -> dict[st
             max_batch_tokens=settings.max_batch_tokens or by_device,
             max_length=settings.max_length,
         )
-        select_plan(model)
+        test_states[name] = select_plan(model)
         if model.device.type == "cpu":
             model.memory = ForwardMemory.of(model, partial(available_bytes, model.device))
         logger.info("%s: %s on %s, %s path (%s)", name, given.source, model.device, model.plan.name, model.plan.reason)
@@ -87,17 +89,19 @@ def load_models(settings: Settings, limit: ThreadLimit | None = None) -> dict[st
         own = [model for model in models.values() if model.device == device]
         is_gpu = device.type == "cuda"
         batch_bytes = warm_up(own, settings.max_batch_tokens, available_bytes(device)) if is_gpu else 0
-        add_caches(own, settings.prefix_cache_mb, batch_bytes)
+        add_caches(own, settings.prefix_cache_mb, batch_bytes, test_states)
     return models
 
 
-def add_caches(models: Sequence[RewardModel], megabytes: float | None, batch_bytes: int) -> None:
+def add_caches(
+    models: Sequence[RewardModel], megabytes: float | None, batch_bytes: int, test_states: Mapping[str, Tensor]
+) -> None:
     """Gives every packed model of one device its share of the device's prefix cache."""
     packed = [model for model in models if model.plan.path == "packed"]
     if packed and megabytes != 0:
         num_bytes = prefix_cache_bytes(packed[0].device, megabytes, batch_bytes) // len(packed)
         for model in packed:
-            add_cache(model, num_bytes, is_required=megabytes is not None)
+            add_cache(model, num_bytes, test_states=test_states[model.name], is_required=megabytes is not None)
             size = f"{model.cache.max_bytes / 1e6:.0f} MB" if model.cache is not None else f"none, {model.cache_reason}"
             logger.info("%s: prefix cache: %s", model.name, size)
 

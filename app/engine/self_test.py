@@ -12,7 +12,7 @@ them where a forward of that length is affordable. What depends on the longest p
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -45,15 +45,17 @@ AFFORDABLE_FLOPS = {"cpu": 3e11, "cuda": 1e15}
 """Of one forward beyond the length at which a feature begins: some seconds."""
 
 
-def select_plan(model: RewardModel) -> None:
+def select_plan(model: RewardModel) -> Tensor:
     """Sets `model.plan` to the fastest path that gives the reference forward's states.
 
-    Raises ModelRefusedError if not even one sequence at a time gives them.
+    Returns the states of `batch_of_states` as the model computes them on that path. Raises ModelRefusedError if not even
+    one sequence at a time gives the reference forward's.
     """
     batch = batch_of_states(model)
     sequences = batch.sequences
     try:
-        expected = torch.cat([model.reference_states(sequence) for sequence in sequences])
+        references = {sequence.key: model.reference_states(sequence) for sequence in distinct(sequences)}
+        expected = torch.cat([references[sequence.key] for sequence in sequences])
     except Exception as error:
         raise ModelRefusedError(
             f"{model.checkpoint.source} cannot score a test sequence ({one_line(error)})"
@@ -65,24 +67,37 @@ def select_plan(model: RewardModel) -> None:
     failures = []
     for plan in candidates(model):
         model.plan = plan
-        if fault := fault_of(model, batch, expected):
+        model.row_multiple = ROW_MULTIPLES[0] if may_be_batch_invariant(model) else ROW_MULTIPLES[-1]
+        states, fault = states_and_fault(model, batch, expected)
+        if states is None or fault is not None:
             failures.append(f"{plan.name}: {fault}")
             logger.warning("%s: %s cannot be used: %s", model.name, plan.name, fault)
             continue
         plan.reason = "; ".join([plan.reason, *failures])
+        tested = model.row_multiple
         set_row_multiple(model, [sequence for sequence in sequences if sequence.num_tokens <= FORK_TOKENS])
-        return
+        return states if model.row_multiple == tested else model.compute(batch).states
     raise ModelRefusedError(f"{model.checkpoint.source} scores differently on every path ({'; '.join(failures)})")
 
 
-def fault_of(model: RewardModel, batch: Batch, expected: Tensor) -> str | None:
-    """Why the model's plan is not right for it; None where it is."""
+def distinct(sequences: Sequence[TokenSequence]) -> Iterable[TokenSequence]:
+    return {sequence.key: sequence for sequence in sequences}.values()
+
+
+def states_and_fault(model: RewardModel, batch: Batch, expected: Tensor) -> tuple[Tensor | None, str | None]:
+    """The batch's states on the model's plan, and why the plan is not right for the model; no fault where it is."""
     try:
-        off = worst_error(model.compute(batch).states, expected)
+        states = model.compute(batch).states
+        off = worst_error(states, expected)
     except Exception as error:  # noqa: BLE001 - whatever a foreign model raises, the path is not for it
-        return one_line(error)
+        return None, one_line(error)
     if not off <= TOLERANCE[model.dtype]:
-        return f"off by {off:.2g}"
+        return states, f"off by {off:.2g}"
+    return states, packing_fault(model, batch)
+
+
+def packing_fault(model: RewardModel, batch: Batch) -> str | None:
+    """What attention sees on the packed path that it should not, or the reverse; None where all is right."""
     if model.plan.path == "packed":
         counted = [i for i, sequence in enumerate(batch.sequences) if sequence.num_tokens <= MAX_COUNTED_TOKENS]
         trees = [batch.part(chosen).tree for chosen in (counted, counted[:1])]  # two lengths for the same compiled code
@@ -154,8 +169,8 @@ def forked_tree(model: RewardModel) -> list[TokenSequence]:
     def some(n: int) -> list[int]:
         return [int(i) for i in rng.choice(ordinary, n)]
 
-    trunk = some(150)
-    lists = [trunk, trunk[:70] + some(80), trunk[:64] + some(30), trunk[:40], trunk[:40], some(5), some(1), some(131)]
+    trunk = some(134)
+    lists = [trunk, trunk[:70] + some(62), trunk[:64] + some(20), trunk[:40], trunk[:40], some(5), some(1), some(67)]
     if is_gpu(model.device):
         lists.append(trunk + some(FORK_TOKENS - len(trunk)))
     longest = model.tokenization.max_length
@@ -168,9 +183,14 @@ def forked_tree(model: RewardModel) -> list[TokenSequence]:
 
 
 def batch_of_states(model: RewardModel) -> Batch:
-    """The forked tree with the states of all tokens wanted; where the net gives none, but scores, those of its sequences."""
+    """The forked tree with the states of all tokens wanted; where the net gives none, but scores, those of its sequences.
+
+    The head can read all of its sequences, unless it can read none.
+    """
     has_states = bool(model.head.layers)
-    sequences = forked_tree(model) if has_states else scorable(model, forked_tree(model))
+    sequences = scorable(model, forked_tree(model))
+    if has_states and not sequences:
+        sequences = forked_tree(model)
     return Batch.of(sequences, [has_states] * len(sequences))
 
 
@@ -208,21 +228,27 @@ def worst_error(states: Tensor, expected: Tensor) -> float:
     return float(errors.nan_to_num(nan=math.inf).max())
 
 
+ROW_MULTIPLES = (16, 64)
+"""That rows are padded to: 16 (a vector's length) where matrix products sum every row alike, else 64, more than the few rows
+for which libraries have other kernels."""
+
+
 def set_row_multiple(model: RewardModel, sequences: list[TokenSequence]) -> None:
-    """Pads rows to the smallest multiple that makes scores batch-invariant: 16 (a vector's length) where matrix products sum
-    every row alike, else 64, more than the few rows for which libraries have other kernels."""
-    for model.row_multiple in (16, 64):
+    """Pads rows to the smallest multiple that makes scores batch-invariant, else to the largest."""
+    for model.row_multiple in ROW_MULTIPLES:
         model.plan.batch_invariant = is_batch_invariant(model, sequences)
         if model.plan.batch_invariant:
             return
 
 
-def is_batch_invariant(model: RewardModel, sequences: list[TokenSequence]) -> bool:
-    """Whether states are the same to the bit alone on one thread, and in the whole batch and in a part of it on all threads.
+def may_be_batch_invariant(model: RewardModel) -> bool:
+    """Batch invariance is only promised for float32 on the CPU's packed path."""
+    return model.plan.path == "packed" and model.device.type == "cpu" and model.dtype == torch.float32
 
-    Only promised for float32 on the CPU's packed path.
-    """
-    if model.plan.path != "packed" or model.device.type != "cpu" or model.dtype != torch.float32:
+
+def is_batch_invariant(model: RewardModel, sequences: list[TokenSequence]) -> bool:
+    """Whether states are the same to the bit alone on one thread, and in the whole batch and in a part of it on all threads."""
+    if not may_be_batch_invariant(model):
         return False
     try:
         model.small_forward_flops = 0
@@ -265,13 +291,18 @@ def is_same_in_parts(model: RewardModel, layer: LayerShape) -> bool:
 
 
 def add_cache(
-    model: RewardModel, num_bytes: int, *, min_prefix_tokens: int | None = None, is_required: bool = False
+    model: RewardModel,
+    num_bytes: int,
+    *,
+    test_states: Tensor | None = None,
+    min_prefix_tokens: int | None = None,
+    is_required: bool = False,
 ) -> None:
     """Gives a packed model a prefix cache of at most `num_bytes`, unless cached prefixes would change its states.
 
     The least length of its prefixes follows from the model's FLOPs per token unless it is given. Its memory is allocated
-    now. `model.cache_reason` says why a model has none. Raises ModelRefusedError where the memory cannot be had and the
-    cache `is_required`.
+    now. `test_states` are those that `select_plan` returned, computed anew where they are not given. `model.cache_reason` says
+    why a model has none. Raises ModelRefusedError where the memory cannot be had and the cache `is_required`.
     """
     if model.plan.path != "packed":
         model.cache_reason = f"the {model.plan.path} path computes whole sequences"
@@ -281,7 +312,7 @@ def add_cache(
         model.cache_reason = "no test sequence has the positions that its head reads"
         return
     batch = Batch.of(sequences)
-    expected = model.compute(batch).states
+    expected = model.compute(batch).states if test_states is None else read_states(model, sequences, test_states)
     cache = KeyValueCache(num_bytes, sum(layer.bytes_per_token for layer in model.attended_layers))
     if not cache.max_bytes:
         model.cache_reason = f"{num_bytes} bytes hold no {PAGE_TOKENS} tokens"
@@ -304,6 +335,13 @@ def add_cache(
         model.cache = None
     # Not before the test, whose sequences are short.
     cache.prefixes.min_prefix_tokens = min_prefix_tokens or least_prefix_tokens(model.flops_per_token)
+
+
+def read_states(model: RewardModel, sequences: Sequence[TokenSequence], states: Tensor) -> Tensor:
+    """Those that the head reads among the states of all tokens of the sequences."""
+    starts = np.cumsum([0, *(sequence.num_tokens for sequence in sequences)])
+    rows = [start + model.head.position.of(each) for start, each in zip(starts, sequences, strict=False)]
+    return states[torch.from_numpy(np.concatenate(rows)).to(states.device)]
 
 
 def fault_of_cache(model: RewardModel, cache: KeyValueCache, batch: Batch, expected: Tensor) -> str | None:
