@@ -18,13 +18,14 @@ from app.checkpoints.sharing import SharedBases, shared_bytes
 from app.engine.engine import Engine
 from app.engine.forward_memory import ForwardMemory
 from app.engine.inputs import Input, Truncation
-from app.engine.num_threads import ThreadLimit, thread_limit
+from app.engine.num_threads import ThreadChooser, ThreadLimit, thread_limit
 from app.engine.paused_caches import PausedCaches
 from app.engine.process import give_back_freed_memory, in_daemon_thread, prepare_process
+from app.engine.processors import FreeProcessors
 from app.engine.requests import Scores
 from app.engine.reward_model import RewardModel
 from app.engine.self_test import add_cache, sample_input, select_plan
-from app.engine.thread_counts import follow_load
+from app.engine.thread_counts import follow_load, keep_equal_counts
 from app.engine.warm_up import DEFAULT_BATCH_TOKENS, warm_up
 from app.errors import (
     InvalidInputError,
@@ -57,6 +58,7 @@ def load_models(settings: Settings, limit: ThreadLimit | None = None) -> dict[st
     limit = limit if limit is not None else thread_limit(settings.num_threads)
     wanted = {name: settings.model_settings(name) for name in settings.model_names}
     prepare_process()
+    chooser = ThreadChooser(limit, FreeProcessors())
     bases = SharedBases(given.source for given in wanted.values())
     models: dict[str, RewardModel] = {}
     test_states: dict[str, Tensor] = {}
@@ -77,14 +79,18 @@ def load_models(settings: Settings, limit: ThreadLimit | None = None) -> dict[st
             max_batch_tokens=settings.max_batch_tokens or by_device,
             max_length=settings.max_length,
         )
-        test_states[name] = select_plan(model)
+        follow_load(model, chooser)
+        states = select_plan(model)
+        if keep_equal_counts(model, limit):  # else the states may have the bits of a number that is not used any more
+            test_states[name] = states
         if model.device.type == "cpu":
             model.memory = ForwardMemory.of(model, partial(available_bytes, model.device))
         logger.info("%s: %s on %s, %s path (%s)", name, given.source, model.device, model.plan.name, model.plan.reason)
         if shared := shared_bytes(model.net, [other.net for other in models.values()]):
             logger.info("%s: %.0f MB of weights are those of a model above, from the same base", name, shared / 1e6)
         models[name] = model
-    follow_load(list(models.values()), limit)
+    if any(model.device.type == "cpu" for model in models.values()):
+        logger.info("threads per forward pass on CPU: %d (%s)", limit.num_threads, limit.reason)
     for device in dict.fromkeys(model.device for model in models.values()):
         own = [model for model in models.values() if model.device == device]
         is_gpu = device.type == "cuda"
@@ -101,7 +107,7 @@ def add_caches(
     if packed and megabytes != 0:
         num_bytes = prefix_cache_bytes(packed[0].device, megabytes, batch_bytes) // len(packed)
         for model in packed:
-            add_cache(model, num_bytes, test_states=test_states[model.name], is_required=megabytes is not None)
+            add_cache(model, num_bytes, test_states=test_states.get(model.name), is_required=megabytes is not None)
             size = f"{model.cache.max_bytes / 1e6:.0f} MB" if model.cache is not None else f"none, {model.cache_reason}"
             logger.info("%s: prefix cache: %s", model.name, size)
 

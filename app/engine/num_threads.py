@@ -80,7 +80,7 @@ class ForwardThreads:
     """Sets torch's number of threads for the forwards of one model.
 
     By default that is one for a small forward, and for others the number of the thread that computes. `follow` lets
-    it follow the load.
+    it follow the load, `fixed_at` sets it for a test.
     """
 
     def __init__(self) -> None:
@@ -88,24 +88,34 @@ class ForwardThreads:
         """The numbers that may be chosen, falling; the first is the limit. Fewer than two: nothing to choose."""
         self._chooser: ThreadChooser | None = None
         self._is_large = False  # the forward that runs
+        self._fixed: int | None = None
 
     def follow(self, chooser: ThreadChooser, counts: tuple[int, ...], layers: Sequence[nn.Module]) -> None:
         """Chooses among `counts` from now on, before each large forward and before each of its layers.
 
-        The scores must have the same bits on each of them.
+        The scores must have the same bits on each of them; a number that turns out to give others must leave `counts`.
         """
         self._chooser, self.counts = chooser, counts
         for layer in layers:
             layer.register_forward_pre_hook(self._choose)
 
     @contextmanager
+    def fixed_at(self, num_threads: int) -> Iterator[None]:
+        """Runs every forward of the context on so many threads, small ones too."""
+        self._fixed = num_threads
+        try:
+            yield
+        finally:
+            self._fixed = None
+
+    @contextmanager
     def set_for_forward(self, *, is_small: bool) -> Iterator[None]:
         """Runs the context on the chosen number of threads."""
         before = torch.get_num_threads()
-        self._is_large = not is_small
+        self._is_large = not is_small and self._fixed is None
         try:
-            if is_small:
-                set_num_threads(1)
+            if is_small or self._fixed is not None:
+                set_num_threads(self._fixed or 1)
             self._choose()
             yield
         finally:

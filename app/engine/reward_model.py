@@ -138,7 +138,7 @@ class RewardModel:
     def launch(self, prepared: Prepared) -> Computed:
         """The forward. On a GPU it may still run when this returns. Raises what torch raises; then nothing is kept."""
         batch = prepared.batch
-        is_small = batch.num_tokens * self.flops_per_token < self.small_forward_flops
+        is_small = self._is_small(batch.num_tokens)
         with releasing(prepared.lease), torch.inference_mode(), self.threads.set_for_forward(is_small=is_small):
             match self.plan.path:
                 case "packed":
@@ -147,6 +147,9 @@ class RewardModel:
                     return padded_states(self, batch)
                 case "single":
                     return single_states(self, batch)
+
+    def _is_small(self, num_tokens: int) -> bool:
+        return num_tokens * self.flops_per_token < self.small_forward_flops
 
     def finish(self, prepared: Prepared, computed: Computed) -> list[Scored]:
         """The scores; waits for the forward. What it added to the prefix cache is kept from now on."""
@@ -231,7 +234,7 @@ class RewardModel:
         input_ids = torch.from_numpy(sequence.token_ids)[None]
         inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
         inputs |= token_types([sequence], input_ids)
-        with torch.inference_mode():
+        with torch.inference_mode(), self.threads.set_for_forward(is_small=self._is_small(sequence.num_tokens)):
             return net(**{name: values.to(self.device) for name, values in inputs.items()})
 
     @property

@@ -28,7 +28,7 @@ from app.engine.first_layers import first_layers, states_for_bits
 from app.engine.inputs import Input, PromptResponse, Text, TokenIds
 from app.engine.mask_test import mask_fault
 from app.engine.prefix_cache import PAGE_TOKENS, least_prefix_tokens
-from app.engine.reward_model import BACKENDS, SMALL_FORWARD_FLOPS, ExecutionPlan, RewardModel
+from app.engine.reward_model import BACKENDS, ExecutionPlan, RewardModel
 from app.engine.row_layout import RowLayout
 from app.engine.sequence import TokenSequence
 from app.errors import ModelRefusedError, one_line
@@ -250,15 +250,12 @@ def is_batch_invariant(model: RewardModel, sequences: list[TokenSequence]) -> bo
     """Whether states are the same to the bit alone on one thread, and in the whole batch and in a part of it on all threads."""
     if not may_be_batch_invariant(model):
         return False
-    try:
-        model.small_forward_flops = 0
-        num_layers = first_layers(model)
+    num_layers = first_layers(model)
+    with model.threads.fixed_at(torch.get_num_threads()):
         together = states_of(model, sequences, num_layers)
         reversed_part = states_of(model, sequences[4::-1], num_layers)[::-1]
-        model.small_forward_flops = math.inf
+    with model.threads.fixed_at(1):
         alone = [state for sequence in sequences for state in states_of(model, [sequence], num_layers)]
-    finally:
-        model.small_forward_flops = SMALL_FORWARD_FLOPS
     is_same = all(map(torch.equal, together, alone)) and all(map(torch.equal, reversed_part, alone[:5]))
     return is_same and all(is_same_in_parts(model, layer) for layer in dict.fromkeys(model.attended_layers))
 
@@ -276,17 +273,18 @@ def is_same_in_parts(model: RewardModel, layer: LayerShape) -> bool:
         )
     )
 
-    def attended(first: int, stop: int, *, is_small: bool) -> Tensor:
+    def attended(first: int, stop: int, num_threads: int) -> Tensor:
         wanted = Queries(path, path[first:stop], path[first:stop])
-        with torch.inference_mode(), model.threads.set_for_forward(is_small=is_small):
+        threads = model.threads
+        with torch.inference_mode(), threads.fixed_at(num_threads), threads.set_for_forward(is_small=False):
             return BlockAttention(lambda: [wanted]).attend(query, key, value, layer.options)[0, first:stop]
 
-    whole = attended(BLOCK, len(path), is_small=True)
+    whole = attended(BLOCK, len(path), 1)
     return all(
-        torch.equal(attended(first, stop, is_small=is_small), whole[first - BLOCK : stop - BLOCK])
+        torch.equal(attended(first, stop, num_threads), whole[first - BLOCK : stop - BLOCK])
         for first in range(BLOCK, len(path), STEP)
         for stop in range(first + STEP, len(path) + 1, STEP)
-        for is_small in (True, False)
+        for num_threads in (1, torch.get_num_threads())
     )
 
 

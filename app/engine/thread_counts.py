@@ -1,7 +1,6 @@
 """The test that a model passes before the number of its threads may follow the load: equal bits on each of them."""
 
 import logging
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -9,27 +8,34 @@ from torch import Tensor
 from app.engine.batch import Batch
 from app.engine.first_layers import first_layers, states_for_bits
 from app.engine.num_threads import ThreadChooser, ThreadLimit, candidates_below
-from app.engine.processors import FreeProcessors
-from app.engine.reward_model import SMALL_FORWARD_FLOPS, RewardModel
+from app.engine.reward_model import RewardModel
 from app.engine.self_test import AFFORDABLE_FLOPS, batch_of_states
 
 logger = logging.getLogger(__name__)
 
 
-def follow_load(models: Sequence[RewardModel], limit: ThreadLimit) -> None:
-    """Lets the models on CPU use fewer threads while other processes use the processors, unless the number is given.
+def follow_load(model: RewardModel, chooser: ThreadChooser) -> None:
+    """Lets a model on CPU use fewer threads while other processes use the processors, unless the number is given.
 
-    Call it before they get a prefix cache.
+    On a busy machine its self-test would take minutes otherwise. Call `keep_equal_counts` before the model serves.
     """
-    if not any(model.device.type == "cpu" for model in models):
-        return
-    logger.info("threads per forward pass on CPU: %d (%s)", limit.num_threads, limit.reason)
-    chooser = ThreadChooser(limit, FreeProcessors())
-    for model in models:
-        counts = (limit.num_threads,) if limit.is_fixed else equal_thread_counts(model, limit.num_threads)
-        model.threads.follow(chooser, counts, model.layers if len(counts) > 1 else [])
-        if len(counts) > 1:
-            logger.info("%s: %s threads while other processes are busy", model.name, " or ".join(map(str, counts[1:])))
+    limit = chooser.limit
+    if model.device.type == "cpu" and not limit.is_fixed and (counts := candidates_below(limit.num_threads)):
+        model.threads.follow(chooser, (limit.num_threads, *counts), model.layers)
+
+
+def keep_equal_counts(model: RewardModel, limit: ThreadLimit) -> bool:
+    """Takes from the numbers of threads that the model may use those on which its bits differ; whether there were none.
+
+    Call it after `select_plan`, before the model gets a prefix cache.
+    """
+    if model.device.type != "cpu":
+        return True
+    before = model.threads.counts
+    model.threads.counts = equal_thread_counts(model, limit.num_threads) if before else (limit.num_threads,)
+    if counts := model.threads.counts[1:]:
+        logger.info("%s: %s threads while other processes are busy", model.name, " or ".join(map(str, counts)))
+    return not before or model.threads.counts == before
 
 
 def equal_thread_counts(model: RewardModel, limit: int) -> tuple[int, ...]:
@@ -46,16 +52,10 @@ def equal_thread_counts(model: RewardModel, limit: int) -> tuple[int, ...]:
     counts = candidates_below(limit)
     if not counts or model.device.type != "cpu" or num_flops > AFFORDABLE_FLOPS["cpu"]:
         return (limit,)
-    before = torch.get_num_threads()
-    try:
-        model.small_forward_flops = 0
-        states = {count: states_on(model, parts, count, num_layers) for count in (limit, *counts)}
-    finally:
-        model.small_forward_flops = SMALL_FORWARD_FLOPS
-        torch.set_num_threads(before)
+    states = {count: states_on(model, parts, count, num_layers) for count in (limit, *counts)}
     return (limit, *(count for count in counts if torch.equal(states[count], states[limit])))
 
 
 def states_on(model: RewardModel, parts: list[Batch], num_threads: int, num_layers: int) -> Tensor:
-    torch.set_num_threads(num_threads)
-    return torch.cat([states_for_bits(model, part, num_layers) for part in parts])
+    with model.threads.fixed_at(num_threads):
+        return torch.cat([states_for_bits(model, part, num_layers) for part in parts])

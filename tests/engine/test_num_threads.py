@@ -16,7 +16,7 @@ from app.engine.num_threads import ThreadChooser, ThreadLimit, candidates_below,
 from app.engine.processors import FreeProcessors, Quota
 from app.engine.reward_model import RewardModel
 from app.engine.sequence import TokenSequence
-from app.engine.thread_counts import equal_thread_counts
+from app.engine.thread_counts import equal_thread_counts, follow_load, keep_equal_counts
 from tests.engine.loaded import load, token_ids
 
 
@@ -135,6 +135,53 @@ def test_numbers_that_give_other_bits_are_not_chosen(tmp_path: Path) -> None:
 
     model.layers[0].mlp.down_proj.register_forward_hook(other_bits_on_three)  # type: ignore[union-attr]
     assert equal_thread_counts(model, 4) == (4, 2)
+
+
+def test_numbers_that_give_other_bits_are_used_no_more(tmp_path: Path) -> None:
+    model, limit = load(tmp_path), ThreadLimit(4, "")
+    follow_load(model, ThreadChooser(limit, lambda: 4.0))
+    assert list(model.threads.counts) == [4, 3, 2]
+    assert keep_equal_counts(model, limit)
+    hook = model.layers[0].register_forward_hook(lambda _m, _i, out: out * (1 + (torch.get_num_threads() == 3) * 1e-3))
+    assert not keep_equal_counts(model, limit)
+    hook.remove()
+    assert model.threads.counts == (4, 2)
+
+
+@pytest.mark.parametrize("limit", [ThreadLimit(1, ""), ThreadLimit(4, "REWARD_NUM_THREADS", is_fixed=True)])
+def test_one_number_alone_is_kept_without_a_test(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: ThreadLimit
+) -> None:
+    model = load(tmp_path)
+    monkeypatch.setattr(model, "launch", lambda _: pytest.fail("computed something"))
+    follow_load(model, ThreadChooser(limit, lambda: 4.0))
+    assert keep_equal_counts(model, limit)
+    assert model.threads.counts == (limit.num_threads,)
+
+
+def test_the_reference_forward_follows_the_load(tmp_path: Path) -> None:
+    """It is most of the self-test: on more threads than processors are free a start takes minutes."""
+    model, seen = load(tmp_path), list[int]()
+    torch.set_num_threads(2)
+    model.small_forward_flops = 0
+    follow_load(model, ThreadChooser(ThreadLimit(2, ""), lambda: 1.0))
+    model.layers[0].register_forward_hook(lambda *_: seen.append(torch.get_num_threads()))
+    model.reference_states(TokenSequence.of([5, 6, 7]))
+    assert seen == [1]
+    assert torch.get_num_threads() == 2
+
+
+def test_a_test_runs_on_the_number_of_threads_that_it_asks_for(tmp_path: Path) -> None:
+    model, seen = load(tmp_path), list[int]()
+    torch.set_num_threads(2)
+    follow_load(model, ThreadChooser(ThreadLimit(2, ""), lambda: 1.0))
+    model.layers[0].register_forward_hook(lambda *_: seen.append(torch.get_num_threads()))
+    for small_forward_flops in (0, 10**9):
+        model.small_forward_flops = small_forward_flops
+        for count in (1, 2):
+            with model.threads.fixed_at(count):
+                model.score(Batch.of([TokenSequence.of([5, 6, 7])]))
+    assert seen == [1, 2, 1, 2]
 
 
 def test_one_thread_leaves_nothing_to_choose(model: RewardModel) -> None:
