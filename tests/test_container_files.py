@@ -148,9 +148,27 @@ def test_compose_publishes_on_the_loopback_alone(service: dict[str, Any]) -> Non
     assert all(port.startswith("127.0.0.1:") for port in service["ports"])
 
 
-def test_the_two_services_can_run_at_once() -> None:
-    ports = [port for name in SERVICES for port in compose()["services"][name]["ports"]]
-    assert len(set(ports)) == len(ports) == len(SERVICES)
+def enabled(*profiles: str) -> set[str]:
+    """The services that `docker compose up` starts with these profiles: those with one of them, and those with none."""
+    services = compose()["services"]
+    return {name for name, service in services.items() if {*service.get("profiles", profiles)} & {*profiles}}
+
+
+@pytest.mark.parametrize(("profile", "name"), [("cpu", "reward-service"), ("gpu", "reward-service-gpu")])
+def test_a_profile_starts_one_service_on_port_8000(profile: str, name: str) -> None:
+    assert enabled(profile) == {name}
+    assert compose()["services"][name]["ports"] == ["127.0.0.1:${PORT:-8000}:8000"]
+    assert enabled(profile, "monitoring") == {name, "prometheus", "grafana"}
+
+
+def test_prometheus_finds_the_service_of_either_profile() -> None:
+    prometheus = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text(encoding="utf-8"))
+    (target,) = prometheus["scrape_configs"][0]["static_configs"][0]["targets"]
+    host, _, port = target.partition(":")
+    services = compose()["services"]
+    assert port == services["reward-service"]["environment"]["REWARD_PORT"]
+    assert host == "reward-service"
+    assert services["reward-service-gpu"]["networks"]["default"]["aliases"] == [host]
 
 
 def test_compose_leaves_the_service_nothing_to_write_but_tmp(service: dict[str, Any]) -> None:
@@ -199,11 +217,10 @@ def test_models_are_mounted_where_the_image_looks_for_them(
     assert service["build"]["args"]["MODELS"] == "none"
 
 
-def test_compose_builds_and_starts_the_gpu_variant_only_when_asked() -> None:
+def test_compose_gives_the_gpu_variant_a_gpu() -> None:
     cpu, gpu = (compose()["services"][name] for name in SERVICES)
-    assert "profiles" not in cpu
-    assert gpu["profiles"] == ["gpu"]
     assert (cpu["build"]["args"]["VARIANT"], gpu["build"]["args"]["VARIANT"]) == ("cpu", "cuda")
+    assert "deploy" not in cpu
     (device,) = gpu["deploy"]["resources"]["reservations"]["devices"]
     assert device["capabilities"] == ["gpu"]
     # compiled kernels are loaded from there
