@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 BROKEN_PIPE = 141
 """Exit code of a process whose reader has gone, by the shells' convention: 128 + SIGPIPE."""
+MAX_SHOWN = 400
+"""Characters of a wrong setting's value that its message repeats."""
 MODEL_SETTINGS = (
     "safety_model",
     "helpfulness_model",
@@ -90,8 +92,12 @@ def setting_error(error: ErrorDetails) -> str:
     if not error["loc"]:
         return message
     name = str(error["loc"][0])
-    value = "" if name == "api_keys" else f" {error['input']!r}"
+    value = "" if name == "api_keys" else f" {shortened(repr(error['input']))}"
     return f"REWARD_{name.upper()}{value}: {message[0].lower()}{message[1:]}"
+
+
+def shortened(text: str) -> str:
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}... ({len(text)} characters)"
 
 
 def parser() -> argparse.ArgumentParser:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from app.checkpoints.loading import load_checkpoint
 from app.checkpoints.memory import available_bytes, prefix_cache_bytes
+from app.checkpoints.model_settings import in_words, is_model_name
 from app.checkpoints.sharing import SharedBases, shared_bytes
 from app.engine.engine import Engine
 from app.engine.forward_memory import ForwardMemory
@@ -270,17 +271,20 @@ class Service:
             raise NotReadyError("the models are still loading; retry when /ready answers 200")
         return self.engine
 
-    def require_models(self, wanted: Sequence[str] | None, needed_for: str) -> tuple[str, ...]:
+    def require_models(
+        self, wanted: Sequence[str] | None, needed_for: str, *, is_list: bool = False
+    ) -> tuple[str, ...]:
         """The models wanted, by default all that are loaded; InvalidInputError where one is not.
 
-        In `needed_for`, which begins the message, `{index}` stands for the model's place among those wanted.
+        `needed_for` begins the message; where it is a request's list of the models, the entry's index follows it.
         """
         loaded = self.ready_engine().models
         for index, name in enumerate(wanted or ()):
             if name not in loaded:
+                place = f"{needed_for}[{index}]" if is_list else needed_for
+                remedies = [f"name one of {', '.join(loaded)}", *([how_to_load(name)] if is_model_name(name) else [])]
                 raise InvalidInputError(
-                    f"{needed_for.replace('{index}', str(index))} needs the {name:.80} model, which is not loaded; name one of {', '.join(loaded)}, or "
-                    f"{how_to_load(name)}"
+                    f"{place} needs the {in_words(name)} model, which is not loaded; {', or '.join(remedies)}"
                 )
         return tuple(dict.fromkeys(wanted)) if wanted is not None else tuple(loaded)
 

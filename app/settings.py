@@ -22,7 +22,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from app.checkpoints.model_settings import LLAMA2, ROLES, ModelSettings, read_models
+from app.checkpoints.model_settings import LLAMA2, ROLES, ModelSettings, in_words, read_models
 from app.errors import StartError
 
 HUB_PREFIX = "hf:"
@@ -240,9 +240,8 @@ class Settings(BaseSettings):
         needed = ROLES if self.compat_model == LLAMA2 else (self.compat_model,)
         for name in needed:
             if name is not None and name not in self.model_names:
-                given, missing = (" ".join(str(each).split())[:80] or "(blank)" for each in (self.compat_model, name))
                 raise ValueError(
-                    f"compat_model {given} needs the {missing} model, which is not loaded; name one of "
+                    f"compat_model {in_words(self.compat_model)} needs the {in_words(name)} model, which is not loaded; name one of "
                     f"{', '.join(self.model_names)}"
                 )
         return self

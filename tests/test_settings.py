@@ -302,10 +302,13 @@ def test_a_model_that_is_not_at_its_place_is_named_with_the_setting(tmp_path: Pa
         (f'{{"{"m" * 33}": "a"}}', "is invalid"),
         ('{"llama2": "a"}', "'llama2' stands for the selection"),
         ('{"maths": ""}', "maths.source is wrong"),
-        ('{"maths": 1}', "maths is wrong"),
+        ('{"maths": 1}', "maths is wrong: it is neither a string nor an object; give"),
+        ('{"größe": "a"}', "the name 'größe' is invalid"),
+        ('{"maths": "a"', "this is not JSON (Expecting"),
+        ("[" * 100_000, "... (100002 characters): this is nested too deeply; write an object"),
         ('{"maths": null}', "maths is wrong"),
         ('{"maths": {"device": "cpu"}}', "maths.source is wrong"),
-        ('{"maths": {"source": "a", "devise": "cpu"}}', "maths.devise is wrong"),
+        ('{"maths": {"source": "a", "devise": "cpu"}}', "maths.devise is wrong: there is no such field; give"),
     ],
 )
 def test_a_wrong_list_of_models_is_one_line(value: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:

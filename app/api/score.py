@@ -15,7 +15,7 @@ from app.rewards.logistic import probability
 
 async def score(body: ScoreRequest, service: TheService) -> dict[str, Any]:
     service.check_count("items", len(body.items))
-    models = service.require_models(body.models, "models[{index}]")
+    models = service.require_models(body.models, "models", is_list=True)
     loaded = service.ready_engine().models  # those that score; a reload may put others in their place meanwhile
     if body.step_scores or body.reduce is not None:
         check_steps(body, {name: loaded[name].head for name in models})

@@ -42,6 +42,8 @@ def read_models(given: object) -> dict[str, ModelSettings]:
             given = json.loads(given, object_pairs_hook=unique_keys)
         except json.JSONDecodeError as error:
             raise ValueError(f"this is not JSON ({error}); write an object such as {EXAMPLE}") from None
+        except RecursionError:
+            raise ValueError(f"this is nested too deeply; write an object such as {EXAMPLE}") from None
     if not isinstance(given, Mapping) or not given:
         raise ValueError(f"this names no model; write an object such as {EXAMPLE}")
     return {check_name(name): model_settings(name, value) for name, value in given.items()}
@@ -53,6 +55,16 @@ def unique_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
         if keys.count(key) > 1:
             raise ValueError(f"the key {key!r} occurs more than once; keep one of them")
     return dict(pairs)
+
+
+def is_model_name(name: object) -> bool:
+    """Whether a model may be called so."""
+    return isinstance(name, str) and MODEL_NAME.fullmatch(name) is not None and name != LLAMA2
+
+
+def in_words(name: object) -> str:
+    """A name that a message quotes, whatever it is: on one line, and shortened."""
+    return " ".join(str(name).split())[:80] or "(blank)"
 
 
 def check_name(name: object) -> str:
@@ -76,7 +88,11 @@ def model_settings(name: str, value: object) -> ModelSettings:
         first = error.errors()[0]
         place = ".".join([name, *map(str, first["loc"])])
         fields = ", ".join(ModelSettings.model_fields)
+        problem = {
+            "model_type": "it is neither a string nor an object",
+            "extra_forbidden": "there is no such field",
+        }.get(first["type"], f"{first['msg'][0].lower()}{first['msg'][1:]}")
         raise ValueError(
-            f"{place} is wrong: {first['msg'][0].lower()}{first['msg'][1:]}; give a checkpoint's directory, `hf:` and a hub "
+            f"{place} is wrong: {problem}; give a checkpoint's directory, `hf:` and a hub "
             f"id, or an object with {fields}"
         ) from None

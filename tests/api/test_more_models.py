@@ -89,6 +89,15 @@ def test_a_model_that_is_not_loaded_is_a_422_that_lists_those_that_are(others: h
     assert_error(others.post(path, json=bodies[path]), 422, "invalid_input", says=says)
 
 
+@pytest.mark.parametrize(("name", "shown"), [("", "(blank)"), ("{index}", "{index}"), ("a\nb" * 99, "a ba b")])
+def test_a_name_that_no_model_can_have_is_shown_on_one_line(others: httpx.Client, name: str, shown: str) -> None:
+    response = others.post("/score", json={"items": [TEA], "models": ["maths", name]})
+    assert_error(response, 422, "invalid_input", says=f"models[1] needs the {shown}")
+    message = response.json()["error"]["message"]
+    assert message.endswith(" model, which is not loaded; name one of style, maths")
+    assert len(message) < 200
+
+
 def test_compare_gives_the_results_of_each_model_named(four: httpx.Client) -> None:
     both = ask(four, "/compare", {"pairs": [PAIR], "models": ["maths", "safety"]})
     assert list(both["by_model"]) == ["maths", "safety"]

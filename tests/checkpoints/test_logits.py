@@ -1,7 +1,6 @@
 """What stands between a language model's states and its logits is measured on its class, whatever its config calls it."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,27 +23,28 @@ SIZE: dict[str, Any] = {
 }
 
 
-@contextmanager
-def causal_class(change: Callable[[Tensor], Tensor]) -> Iterator[LlamaConfig]:
-    """The config of a causal class that changes its logits under no key at all."""
+class OwnConfig(LlamaConfig):  # type: ignore[no-untyped-call]  # transformers' hook for subclasses has no types
+    model_type = "own_logits"
 
-    class OwnConfig(LlamaConfig):  # type: ignore[no-untyped-call]  # transformers' hook for subclasses has no types
-        model_type = "own_logits"
 
-    class OwnForCausalLM(LlamaForCausalLM):  # type: ignore[no-untyped-call]  # as above
-        config_class = OwnConfig
+class OwnForCausalLM(LlamaForCausalLM):  # type: ignore[no-untyped-call]  # as above
+    """Changes its logits under no key of its config at all."""
 
-        def forward(self, *args: Any, **kwargs: Any) -> Any:
-            output = super().forward(*args, **kwargs)
-            output.logits = change(output.logits)
-            return output
+    config_class = OwnConfig
+    change: Callable[[Tensor], Tensor]
 
-    AutoModelForCausalLM.register(OwnConfig, OwnForCausalLM, exist_ok=True)
-    try:
-        yield OwnConfig(**SIZE)
-    finally:
-        mapping: Any = AutoModelForCausalLM._model_mapping
-        mapping._extra_content.pop(OwnConfig)
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        output = super().forward(*args, **kwargs)
+        output.logits = type(self).change(output.logits)
+        return output
+
+
+AutoModelForCausalLM.register(OwnConfig, OwnForCausalLM, exist_ok=True)
+
+
+def rule_of(change: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch) -> LogitRule:
+    monkeypatch.setattr(OwnForCausalLM, "change", staticmethod(change), raising=False)
+    return measure_logits(OwnConfig(**SIZE), 16)
 
 
 @pytest.mark.parametrize(
@@ -57,17 +57,20 @@ def causal_class(change: Callable[[Tensor], Tensor]) -> Iterator[LlamaConfig]:
         (lambda x: 7 * torch.tanh(x.float() / 4 / 7), LogitRule(4, 7.0)),
     ],
 )
-def test_a_factor_and_a_cap_are_taken_over_from_the_class(change: Callable[[Tensor], Tensor], rule: LogitRule) -> None:
-    with causal_class(change) as config:
-        found = measure_logits(config, 16)
+def test_a_factor_and_a_cap_are_taken_over_from_the_class(
+    change: Callable[[Tensor], Tensor], rule: LogitRule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = rule_of(change, monkeypatch)
     assert found.divisor == pytest.approx(rule.divisor, rel=1e-6)
     assert found.softcap == (None if rule.softcap is None else pytest.approx(rule.softcap, rel=1e-6))
 
 
 @pytest.mark.parametrize("change", [lambda x: x + 1, lambda x: x.log_softmax(-1), lambda x: -x, lambda x: x**3])
-def test_logits_that_are_made_otherwise_are_no_head(change: Callable[[Tensor], Tensor]) -> None:
-    with causal_class(change) as config, pytest.raises(LogitsError, match="OwnForCausalLM gives logits"):
-        measure_logits(config, 16)
+def test_logits_that_are_made_otherwise_are_no_head(
+    change: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(LogitsError, match="OwnForCausalLM gives logits"):
+        rule_of(change, monkeypatch)
 
 
 @pytest.mark.parametrize(
