@@ -2,7 +2,7 @@
 
     python -m examples.best_of_n [--url http://127.0.0.1:8000]
 
-The candidates share their prompt, which the service computes once; the last line says what that saved.
+The candidates share their prompt, which the service computes once; the last line shows the saving.
 """
 
 import argparse

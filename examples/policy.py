@@ -1,4 +1,4 @@
-"""A policy to train in a minute on any machine: an untrained two-layer Llama that writes with the tokenizer it is given."""
+"""A policy to train in a minute on any machine: an untrained two-layer Llama with a given tokenizer."""
 
 from pathlib import Path
 from typing import Any

@@ -1,8 +1,8 @@
-"""A PPO loop of one's own: the service selects, whitens and subtracts the KL penalty, the loop trains on token rewards.
+"""A PPO loop of your own: the service selects, whitens and subtracts the KL penalty, the loop trains on token rewards.
 
     python -m examples.ppo_loop [--policy DIRECTORY] [--url http://127.0.0.1:8000]
 
-Clipped PPO without a value network: rewards are whitened, so that the return of a token is its advantage.
+Clipped PPO without a value network: rewards are whitened, so the return of a token is its advantage.
 """
 
 import argparse

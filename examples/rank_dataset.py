@@ -1,8 +1,8 @@
-"""Scores a JSONL file, an item a line as in POST /score, and writes it best first.
+"""Scores a JSONL file with one item per line, as in POST /score, and writes it best first.
 
     python -m examples.rank_dataset items.jsonl ranked.jsonl [--model helpfulness] [--url http://127.0.0.1:8000]
 
-Other keys of a line are kept. Items that are too long are cut from the left.
+Other keys of a line are kept. Items that are too long are truncated from the left.
 """
 
 import argparse

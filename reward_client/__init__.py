@@ -1,6 +1,6 @@
 """The trainer's side of reward-service: a sync and an async client, and adapters for trainers (`reward_client.adapters`).
 
-Needs only httpx. Tensors and arrays are taken as they are, and nothing is imported for it.
+Depends only on httpx. It accepts tensors and arrays without importing torch or numpy.
 """
 
 from reward_client.async_client import AsyncRewardClient

@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 class Connections:
-    """One event loop's connections."""
+    """The connections of one event loop."""
 
     def __init__(self, settings: Settings) -> None:
         self.http = httpx.AsyncClient(**settings.http_options())
@@ -46,9 +46,9 @@ async def close_with_the_loop(http: httpx.AsyncClient) -> AsyncGenerator[None]:
 class AsyncRewardClient(ClientBase):
     """`RewardClient` for coroutines: the same methods, parameters and errors. `ClientBase.__init__` documents the settings.
 
-    Several event loops may share it, each with its own connections, which `asyncio.run` closes at its end; call `aclose`
-    before you close a loop yourself. A forked process that inherits it opens connections of its own; pickling it carries the
-    settings.
+    Several event loops may share it; each has its own connections, which `asyncio.run` closes at its end. If you close a loop
+    yourself, call `aclose` first. A forked process that inherits the client opens its own connections; a pickled client
+    contains only the settings.
     """
 
     def reset(self) -> None:
@@ -134,7 +134,7 @@ class AsyncRewardClient(ClientBase):
         return await self._run(plans.post(path, body), deadline_seconds)
 
     async def aclose(self) -> None:
-        """Closes the client. The running loop's connections are closed now, those of other loops when those loops end."""
+        """Closes the client: the running loop's connections now, those of other loops when those loops end."""
         self.is_closed = True
         here = self._by_loop.pop((os.getpid(), asyncio.get_running_loop()), None)
         if here is not None:
@@ -147,8 +147,8 @@ class AsyncRewardClient(ClientBase):
         await self.aclose()
 
     async def _connections(self) -> Connections:
-        """The running loop's. Those that another process left in this client's memory are kept and not touched: closing
-        them would take them from the loop of that process.
+        """The running loop's connections. After a fork, those of the parent process are kept and not touched: closing them
+        here would take them from the parent's loop.
         """
         key = os.getpid(), asyncio.get_running_loop()
         here = self._by_loop.get(key)

@@ -1,4 +1,4 @@
-"""What `RewardClient` and `AsyncRewardClient` have in common: their settings, pickling, and the warning of a silent address."""
+"""What `RewardClient` and `AsyncRewardClient` share: settings, pickling, and the warning about an address that does not answer."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ class ClientBase:
         limits: Limits = Limits(),  # noqa: B008 - frozen
         transport: Any = None,
     ) -> None:
-        """Opens no connection. Raises ConfigurationError for a setting that cannot work.
+        """Opens no connection yet. Raises ConfigurationError for an invalid setting.
 
         base_url: http(s)://[user:password@]host[:port][/path]; user and password are sent as HTTP Basic.
         api_key: sent as bearer token; printable ASCII.
-        deadline_seconds: for one request, from its first sending to its answer, all attempts and pauses included. Waiting
-            for one of the client's own connections does not count. A long list is several requests, each with its own deadline.
+        deadline_seconds: for one request, from first sending it to its response, including all attempts and pauses. Waiting
+            for a free connection of the client does not count. A long list is several requests, each with its own deadline.
         connect_seconds: for opening one connection.
-        max_concurrency: the most connections, and so the most requests at a time. Set it to the number of calls that the
+        max_concurrency: maximum connections, and so maximum concurrent requests. Set it to the number of calls that the
             trainer starts at once.
-        retry: how often and after which pauses to send a request again that got 408, 429, 502, 503, 504, or no answer.
-        limits: the most items and bytes of one request.
-        transport: an httpx transport of the client's kind, used as it is; environment proxies are then not read.
+        retry: how often and after which pauses to repeat a request that got 408, 429, 502, 503, 504, or no response.
+        limits: maximum items and bytes of one request.
+        transport: an httpx transport, sync or async as the client is; proxies from the environment are then ignored.
         """
         self.settings = Settings(
             base_url=base_url,
@@ -76,7 +76,7 @@ class ClientBase:
             raise ClientClosedError(f"this {type(self).__name__} is closed; make another one")
 
     def note_pause(self, pause: Pause) -> None:
-        """Logs the first failed connection at once, so that a wrong address shows before all attempts are over."""
+        """Logs the first failed connection immediately, so a wrong address is visible before the last attempt."""
         if isinstance(pause.error, ConnectionFailedError) and not self.is_silent:
             self.is_silent = True
             logger.warning("%s; trying again for up to %.3g s", pause.error, pause.seconds + pause.left_seconds)

@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 class Connections:
-    """One process's connections and threads."""
+    """The connections and threads of one process."""
 
     def __init__(self, settings: Settings) -> None:
         self.http = httpx.Client(**settings.http_options())
@@ -37,8 +37,8 @@ class Connections:
 class RewardClient(ClientBase):
     """A client of one reward service, for threads. `ClientBase.__init__` documents the settings.
 
-    Threads may share it. A forked process that inherits it opens connections of its own; pickling it carries the settings.
-    `close` it, or use it as a context manager. Every method raises a RewardClientError and nothing else.
+    Threads may share it. A forked process that inherits the client opens its own connections; a pickled client contains only
+    the settings. `close` it, or use it as a context manager. Every error that a method raises is a RewardClientError.
     """
 
     def reset(self) -> None:
@@ -56,15 +56,15 @@ class RewardClient(ClientBase):
         reduce: Literal["min", "last", "mean", "product"] | None = None,
         deadline_seconds: float | None = None,
     ) -> Scores:
-        """POST /score: the raw scores of every item by the models. None stands for the server's default.
+        """POST /score: every model's raw score of every item. None means the server's default.
 
         items: dicts of {"prompt", "response"}, {"messages"}, {"text"}, {"rendered"} or {"input_ids"}.
-        models: names of models, such as "safety"; by default all that are loaded.
-        truncation: what happens to an item of more tokens than the model takes; by default it is an InvalidRequestError.
+        models: names of models, such as "safety"; by default all loaded models.
+        truncation: what happens to an item with more tokens than the model accepts; by default an InvalidRequestError.
         token_scores: whether each result also has the score after every token.
-        step_scores: whether each result of a process reward model has the score of every step; by default it has.
-        reduce: how such a model's score is made of its steps; by default as the model declares.
-        deadline_seconds: for each request, in place of the client's own.
+        step_scores: whether each result of a process reward model has the score of every step; true by default.
+        reduce: how such a model's step scores become one score; by default as the model declares.
+        deadline_seconds: for each request, instead of the client's default.
         """
         options = {
             "models": models,
@@ -85,10 +85,10 @@ class RewardClient(ClientBase):
         truncation: Literal["error", "prompt", "left", "right"] | None = None,
         deadline_seconds: float | None = None,
     ) -> Comparison:
-        """POST /compare: scores, margin ranking loss and its gradients of every pair. None stands for the server's default.
+        """POST /compare: scores, margin ranking loss and its gradients for every pair. None means the server's default.
 
         pairs: dicts of {"prompt", "chosen", "rejected"} or {"chosen_messages", "rejected_messages"}, with "rating" or "margin".
-        model: the model's name; by default "helpfulness". models: several, in place of it: `by_model` has each one's results.
+        model: the model's name; by default "helpfulness". models: several models instead of one: `by_model` has the results of each.
         margin_scheme: which margin a rating stands for.
         """
         options = {"model": model, "models": models, "margin_scheme": margin_scheme, "truncation": truncation}
@@ -113,21 +113,21 @@ class RewardClient(ClientBase):
         truncation: Literal["error", "prompt", "left", "right"] | None = None,
         deadline_seconds: float | None = None,
     ) -> PPORewards:
-        """POST /ppo-reward: selected, whitened, KL-penalised rewards. None stands for the server's default.
+        """POST /ppo-reward: selected, whitened, KL-penalised rewards. None means the server's default.
 
-        items: as for `score`, with "is_safety", "group_id", "ended" where they matter; or with known scores in place of an input:
+        items: as for `score`, with "is_safety", "group_id" and "ended" where needed; or with known scores instead of an input:
             "safety_score", "helpfulness_score", "scores" (by model name).
         policy_logprobs, reference_logprobs: log pi and log pi_0 of the response's tokens, in nats, of shape (items, tokens);
-            tensors, arrays or lists. An item may carry its own row instead. Both or neither.
-        mask: 1 for a token that counts, 0 for any other, of the same shape; values between are an InvalidItemError.
+            tensors, arrays or lists. An item may have its own row instead. Send both or neither.
+        mask: 1 for a token that counts, else 0; of the same shape. Any other value raises an InvalidItemError.
         beta: the weight of the KL penalty, in reward per nat. safety_threshold: a probability.
         combine: {"mode": "llama2" | "weighted" | "lagrangian" | "worst", ...}: how the models' scores become one.
-        whiten: {"mode": "batch" | "group" | "none", "shift_mean": bool, "stats": ..., "singletons": ...}. A batch that is sent as several
-            requests is whitened as one.
+        whiten: {"mode": "batch" | "group" | "none", "shift_mean": bool, "stats": ..., "singletons": ...}. If a batch is sent
+            in several requests, it is still whitened as one.
         kl: {"estimator": ..., "clip": nats}. token_rewards: whether each result has one reward per token.
-        process: {"model": ..., "weight": ..., "on": "score" | "probability"}: process rewards, by a model or by the items'
-            "process_rewards" and "step_ends".
-        score_clip: (least, greatest) score. missing_eos_penalty: subtracted from the score where "ended" is false.
+        process: {"model": ..., "weight": ..., "on": "score" | "probability"}: process rewards, from a model or from the
+            items' "process_rewards" and "step_ends".
+        score_clip: (lowest, highest) score. missing_eos_penalty: subtracted from the score where "ended" is false.
         """
         columns = {"policy_logprobs": policy_logprobs, "reference_logprobs": reference_logprobs, "mask": mask}
         options = {
@@ -149,11 +149,11 @@ class RewardClient(ClientBase):
         return self._run(plans.get("/info"), deadline_seconds)
 
     def post(self, path: str, body: Mapping[str, Any], *, deadline_seconds: float | None = None) -> Any:
-        """POST to any other route, with the same retries and errors; the reply's JSON."""
+        """POST to any other route, with the same retries and errors. Returns the response's JSON."""
         return self._run(plans.post(path, body), deadline_seconds)
 
     def close(self) -> None:
-        """Closes this process's connections. Calls that are under way end with ClientClosedError."""
+        """Closes this process's connections. Calls in progress raise ClientClosedError."""
         self.is_closed = True
         here = self._by_process.pop(os.getpid(), None)
         if here is not None:
@@ -167,8 +167,8 @@ class RewardClient(ClientBase):
         self.close()
 
     def _connections(self) -> Connections:
-        """Of this process. Those of the process that forked it stay untouched: their sockets are shared with it, and a lock
-        of theirs may be held by a thread that does not exist here. No lock guards this, for the same reason.
+        """The connections of this process. After a fork, the parent's are not touched: the processes share their sockets, and
+        a thread that does not exist in this process may hold one of their locks. For the same reason, no lock guards this.
         """
         pid = os.getpid()
         here = self._by_process.get(pid)
@@ -248,7 +248,7 @@ class RewardClient(ClientBase):
         return Attempt(reply, time.monotonic() - start)
 
     def _request(self, http: httpx.Client, call: Call, seconds: float) -> Reply:
-        """Reads the reply piece by piece, so that one that drips in is given up when its time is over."""
+        """Reads the response in pieces, so that one that arrives too slowly ends at the deadline."""
         until = time.monotonic() + seconds
         chunks = []
         with http.stream(

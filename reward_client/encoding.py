@@ -1,6 +1,6 @@
-"""From a caller's items to JSON, in requests of a size that the server takes.
+"""Encodes the caller's items as JSON, split into requests that the server accepts.
 
-Tensors and arrays are whatever has `.tolist()`: neither torch nor numpy is imported.
+Anything with `.tolist()` counts as a tensor or array, so torch and numpy are not imported.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FORMS = {
 
 @dataclass(frozen=True)
 class Limits:
-    """The most that one request may hold; a longer list is sent as several requests."""
+    """The maximum size of one request; a longer list is sent in several requests."""
 
     max_items: int = 256
     max_body_bytes: int = 32_000_000
@@ -35,7 +35,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Consecutive items, encoded; the first of them is the caller's `first_item`."""
+    """Consecutive items, encoded; `first_item` is the index of the first in the caller's list."""
 
     first_item: int
     encoded: list[bytes]
@@ -58,7 +58,7 @@ def check_items(items: object, kind: str) -> list[Mapping[str, Any]]:
 
 
 def plain(value: Any) -> Any:
-    """For json: a tensor or an array as lists, statistics as an object."""
+    """For `json.dumps`: tensors and arrays become lists, statistics become an object."""
     if hasattr(value, "tolist"):
         return value.tolist()
     if is_dataclass(value) and not isinstance(value, type):
@@ -86,12 +86,12 @@ def encode_item(item: Mapping[str, Any], list_name: str, index: int) -> bytes:
 
 
 def finite_or_none(value: float | None) -> float | None:
-    """A logprob that is not finite becomes null, which the server takes where the mask does not count it."""
+    """A logprob that is not finite becomes null; the server accepts null where the mask excludes the token."""
     return value if value is not None and math.isfinite(value) else None
 
 
 def zero_or_one(value: Any, token: int) -> int:
-    """A mask's value, which may be a number or a boolean; a fraction is no mask and must not be rounded to 0."""
+    """A mask's value, a number or a boolean; a fraction is invalid and must not be rounded to 0."""
     number = value.tolist() if hasattr(value, "tolist") else value
     if not isinstance(number, int | float) or number not in {0, 1}:
         raise ValueError(f"mask[{token}] is {number!r:.40}; a mask holds 1 for a counted token and 0 for any other")
@@ -99,7 +99,7 @@ def zero_or_one(value: Any, token: int) -> int:
 
 
 def to_json(value: dict[str, Any]) -> bytes:
-    """Raises TypeError, ValueError (for a lone surrogate too, which no server could read), RecursionError or OverflowError."""
+    """Raises TypeError, ValueError (also for a lone surrogate, which is not valid UTF-8), RecursionError or OverflowError."""
     return json.dumps(value, default=plain, allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode()
 
 

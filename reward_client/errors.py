@@ -1,19 +1,19 @@
-"""Every exception that the client raises. It never answers with an invented score.
+"""Every exception that the client raises. The client never returns a made-up score.
 
 RewardClientError
-  ConfigurationError (ValueError)   a setting that cannot work; nothing was sent
+  ConfigurationError (ValueError)   an invalid setting; nothing was sent
   ClientClosedError (RuntimeError)  the client was used after it was closed
   InvalidItemError (ValueError)     an item or option that cannot be sent; nothing was sent
-  BadReplyError                     a reply that is not this API's
+  BadReplyError                     the response is not one of this API
   ConnectionFailedError             no connection, or a broken one, after all attempts
   DeadlineError (TimeoutError)      the deadline passed; `__cause__` is the error of the last attempt
-  APIError                          the server's error reply: status, code, message, item, body
+  APIError                          an error response: status, code, message, item, body
     InvalidRequestError    4xx      the same request would fail again
       UnauthorizedError    401
     UnavailableError       408, 429, 503   busy, loading or shutting down, after all attempts
     ServerFailedError      5xx      any other
 
-All of them can be pickled with their fields, so that they pass from a worker process to the process that waits for it.
+All of them can be pickled with their fields, so a worker process can pass them to its parent.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class RewardClientError(Exception):
 
 
 class ConfigurationError(RewardClientError, ValueError):
-    """A URL, key, proxy, deadline or limit that cannot work."""
+    """A URL, key, proxy, deadline or limit is invalid."""
 
 
 class ClientClosedError(RewardClientError, RuntimeError):
@@ -57,11 +57,11 @@ class InvalidItemError(RewardClientError, ValueError):
 
 
 class BadReplyError(RewardClientError):
-    """The reply is not a reward service's, or not of a version that this client knows."""
+    """The response is not from a reward service, or from a version that this client does not know."""
 
 
 class ConnectionFailedError(RewardClientError):
-    """The connection was refused, broken, or timed out."""
+    """The connection was refused, broke, or timed out."""
 
 
 class DeadlineError(RewardClientError, TimeoutError):
@@ -69,7 +69,7 @@ class DeadlineError(RewardClientError, TimeoutError):
 
 
 class APIError(RewardClientError):
-    """The server's error reply. `body` is the whole body, parsed where it is JSON, else bytes."""
+    """The server's error response. `body` is the whole body: parsed if it is JSON, else bytes."""
 
     def __init__(self, status: int, message: str, *, code: str = "", item: int | None = None, body: Any = None) -> None:
         super().__init__(f"{status} {code}: {message}" if code else f"{status}: {message}")
@@ -97,7 +97,7 @@ class ServerFailedError(APIError):
 
 
 def error_of(status: int, content: bytes, first_item: int) -> APIError:
-    """The exception for an error reply: a native route's, a compatibility route's, or a proxy's page.
+    """The exception for an error response of a native route, a compatibility route, or a proxy.
 
     `first_item` is the index of the request's first item in the caller's list; the error names the item by its index there.
     """

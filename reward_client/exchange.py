@@ -1,7 +1,7 @@
-"""One request until it is answered, without I/O: what to send, when to wait, when to give up.
+"""The retry logic of one request, without I/O: what to send, when to wait, when to give up.
 
-A driver steps the generator: it carries out each `Send` or `Pause` and sends back an `Attempt`, or None after a pause. All
-endpoints are free of side effects, so a request may be sent again whatever became of the first one.
+A driver steps the generator: it carries out each `Send` or `Pause` and sends back an `Attempt`, or None after a pause. No
+endpoint has side effects, so a request may always be repeated, even if the server handled the first one.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from reward_client.errors import (
 from reward_client.session import HEADER
 
 RETRIED = UNAVAILABLE | {HTTPStatus.BAD_GATEWAY, HTTPStatus.GATEWAY_TIMEOUT}
-"""Busy, loading, shutting down; and what a proxy answers for a server that is slow or gone."""
+"""The server is busy, loading or shutting down, or a proxy reports that it is slow or gone."""
 MAX_DOUBLINGS = 60
 
 
 @dataclass(frozen=True)
 class Retry:
     """Pauses double from `first_seconds` to `max_seconds`, each shortened by a random part of up to a half. A longer
-    Retry-After is waited in full. After `max_attempts` the last attempt's error is raised.
+    Retry-After is waited in full. After `max_attempts`, the error of the last attempt is raised.
     """
 
     max_attempts: int = 8
@@ -59,7 +59,7 @@ class Retry:
 @dataclass(frozen=True)
 class Call:
     """A request. `first_item` is the index of its first item in the caller's list, for errors that name an item;
-    `session` names its first prompt, for a router in front of several replicas.
+    `session` identifies its first prompt, for a router in front of several replicas.
     """
 
     path: str
@@ -82,7 +82,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Send:
-    """Send the request once; its reply may take `timeout_seconds`."""
+    """Send the request once; the response may take `timeout_seconds`."""
 
     timeout_seconds: float
 
@@ -98,8 +98,8 @@ class Pause:
 
 @dataclass(frozen=True)
 class Attempt:
-    """What came of a `Send`: a reply or httpx's error, and the seconds from the sending on. Waiting for one of the
-    client's own connections is not part of them.
+    """The result of a `Send`: a response or httpx's error, and the seconds since it was sent. They do not include waiting for
+    a free connection of the client.
     """
 
     outcome: Reply | httpx.RequestError
@@ -110,7 +110,7 @@ Steps = Generator[Send | Pause, Attempt | None, Any]
 
 
 def exchange(call: Call, retry: Retry, deadline_seconds: float, address: str) -> Steps:
-    """Returns the reply's JSON; raises a RewardClientError. Attempts and pauses together take at most `deadline_seconds`."""
+    """Returns the response's JSON; raises a RewardClientError. Attempts and pauses together take at most `deadline_seconds`."""
     left = deadline_seconds
     error: RewardClientError | None = None
     for num_failed in range(1, retry.max_attempts + 1):
@@ -136,8 +136,8 @@ def exchange(call: Call, retry: Retry, deadline_seconds: float, address: str) ->
 
 
 def is_retried(reply: Reply) -> bool:
-    """Whether another attempt may succeed. The service's own 500 is JSON, and the request would fail again; any other
-    500 is a router's, whose replica died with the request.
+    """Whether another attempt may succeed. A 500 with JSON is the service's own, and the request would fail again; any other
+    500 comes from a router whose replica died during the request.
     """
     if reply.status == HTTPStatus.INTERNAL_SERVER_ERROR:
         return not reply.headers.get("content-type", "").startswith("application/json")
@@ -145,7 +145,7 @@ def is_retried(reply: Reply) -> bool:
 
 
 def may_pass(error: httpx.RequestError) -> bool:
-    """Whether another attempt may get through: not with a reply that cannot be decoded, nor with an untrusted certificate."""
+    """Whether another attempt may succeed: not if the response cannot be decoded or the certificate is not trusted."""
     if not isinstance(error, httpx.TransportError):
         return False
     if isinstance(error, httpx.UnsupportedProtocol | httpx.LocalProtocolError):
@@ -189,7 +189,7 @@ def read_json(call: Call, reply: Reply) -> Any:
 
 
 def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
-    """Seconds or an HTTP date; None where there is none that can be read."""
+    """Seconds or an HTTP date; None if it is missing or invalid."""
     value = headers.get("retry-after", "").strip()
     if value.isascii() and value.isdecimal():
         return float(value)

@@ -40,7 +40,7 @@ INPUTS = ("prompt", "response", "messages", "text", "rendered", "input_ids")
 def calls(
     path: str, name: str, items: Sequence[Mapping[str, Any]], chunks: list[Chunk], options: Mapping[str, Any]
 ) -> list[Call]:
-    """One request per chunk of the items. Options that are None are left out: the server's defaults apply."""
+    """One request per chunk of the items. Options that are None are left out, so the server's defaults apply."""
     given = {name: value for name, value in options.items() if value is not None}
     return [
         Call(
@@ -100,7 +100,7 @@ def compare(pairs: Items, limits: Limits, options: Mapping[str, Any]) -> Plan[Co
 
 
 def of_model(reply: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """One model's part of a reply of /compare."""
+    """One model's part of a response of /compare."""
     part = (reply.get("by_model") or {}).get(name)
     if not isinstance(part, dict):
         raise BadReplyError(f"/compare was answered with {part!r:.80} for the {name} model, not with an object")
@@ -119,7 +119,7 @@ def model_comparison(
 
 
 def summarize(pairs: Sequence[Mapping[str, Any]], results: list[PairResult]) -> CompareSummary:
-    """The server's own summary, over all the requests together."""
+    """The summary that the server computes, here over all the requests."""
     by_rating: dict[str, list[bool]] = {}
     for pair, result in zip(pairs, results, strict=True):
         if pair.get("rating") is not None:
@@ -143,8 +143,8 @@ def ppo_reward(
     options: Mapping[str, Any],
     columns: Mapping[str, Any],
 ) -> Plan[PPORewards]:
-    """One request where the items fit into one. Otherwise whitening stays global: everything is scored in mode none and
-    without logprobs, the statistics are merged, and the scores are sent again with the merged statistics.
+    """One request if the items fit into one. Otherwise, to whiten over all of them, everything is first scored in mode none and
+    without logprobs; then the statistics are merged, and the scores are sent again with the merged statistics.
     """
     rows = with_columns(check_items(items, "item"), columns)
     whiten = dict(options.get("whiten") or {})
@@ -166,7 +166,7 @@ def ppo_reward(
     known = [scored_row(row, result) for row, result in zip(rows, first, strict=True)]
     chunks = chunk(known, limits)
     together = {**options, "whiten": {**whiten, "stats": merged(names, first, scored)}}
-    if process:  # what a model said of the steps goes with the items now
+    if process:  # the items now contain the model's step scores
         together["process"] = {"weight": process.get("weight", 1.0)}
     replies = yield calls("/ppo-reward", "items", known, chunks, together)
     second = ppo_results(chunks, replies)
@@ -191,7 +191,7 @@ def with_columns(items: Sequence[Mapping[str, Any]], columns: Mapping[str, Any])
 
 
 def scored_row(row: Mapping[str, Any], result: PPOResult) -> dict[str, Any]:
-    """The item again, with its scores, and those of its steps, in place of its input."""
+    """The item with its scores, and its steps' scores, instead of its input."""
     kept = {key: value for key, value in row.items() if key not in INPUTS}
     if result.process_rewards is not None:
         kept |= {"process_rewards": result.process_rewards, "step_ends": result.step_ends}
@@ -201,14 +201,14 @@ def scored_row(row: Mapping[str, Any], result: PPOResult) -> dict[str, Any]:
 
 
 def merged(names: list[str] | None, results: Sequence[PPOResult], replies: Replies) -> AnyStats:
-    """The whole batch's statistics, or those of each named group: a group may be spread over several requests."""
+    """The statistics of the whole batch, or of each named group; a group may be spread over several requests."""
     if names is not None:
         return stats_by_group(names, results)
     return whiten_stats(replies)
 
 
 def group_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Each item's group as a key of whiten_stats, which is a string; raises InvalidItemError where there is none, or two are one."""
+    """Each item's group as a key of whiten_stats, which is a string; raises InvalidItemError if an item has no group, or two groups have the same key."""
     ids: dict[str, Any] = {}
     for i, row in enumerate(rows):
         group = row.get("group_id")
@@ -239,7 +239,7 @@ def rewards_of(results: list[PPOResult], replies: Replies, scored: Replies) -> P
 
 
 def whiten_stats(replies: Replies) -> AnyStats:
-    """The statistics of all the replies together; raises BadReplyError where their forms differ."""
+    """The merged statistics of all replies; raises BadReplyError if their forms differ."""
     try:
         stats: AnyStats = merge_stats(read_stats(reply.get("whiten_stats")) for reply in replies)
     except TypeError as error:

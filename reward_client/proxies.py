@@ -1,7 +1,7 @@
-"""Which proxy a request goes through: that of the environment, never one for this machine's own addresses.
+"""Which proxy requests go through: the environment's, but none for this machine's own addresses.
 
-Decided once, for the client's one host. httpx's own reading of the variables sends requests for 127.0.0.1 through a proxy
-and fails on an IPv6 network in NO_PROXY.
+It is decided once, since a client has one host. httpx itself would send requests for 127.0.0.1 through a proxy, and fails on
+an IPv6 network in NO_PROXY.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SCHEMES = ("http", "https", "socks5", "socks5h")
 def proxy_of(url: httpx.URL) -> str | None:
     """The proxy's URL, or None for a direct connection.
 
-    Reads HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY, in either case. Raises ConfigurationError for a proxy that cannot work.
+    Reads HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY, in upper or lower case. Raises ConfigurationError for an invalid proxy.
     """
     proxies = getproxies()
     proxy = proxies.get(url.scheme) or proxies.get("all")

@@ -1,4 +1,4 @@
-"""Typed results of the three endpoints, read strictly: a missing score is an error and never a 0."""
+"""Typed results of the three endpoints, parsed strictly: a missing score is an error, never a 0."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Usage:
     num_tokens: int
     num_computed_tokens: int
     num_cached_tokens: int = 0
-    """Tokens of prefixes that the server had in its prefix cache."""
+    """Number of tokens that were in the server's prefix cache."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class ModelScore:
     """One per step, from a process reward model."""
     step_probabilities: list[float] | None = None
     step_positions: list[int] | None = None
-    """The token of the sequence, counted from 0, whose state gives each step's score."""
+    """For each step, the index (from 0) of the token at which the model reads the step's score."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class CompareSummary:
 
 @dataclass(frozen=True)
 class ModelComparison:
-    """What one model says of the pairs."""
+    """One model's results for the pairs."""
 
     results: list[PairResult]
     summary: CompareSummary
@@ -90,7 +90,7 @@ class Comparison:
     summary: CompareSummary
     usage: Usage
     by_model: dict[str, ModelComparison] | None = None
-    """Each model's, if `models` were named; `results` and `summary` are then those of the first."""
+    """Each model's results, if `models` was given; `results` and `summary` are then those of the first model."""
 
 
 @dataclass(frozen=True)
@@ -117,13 +117,13 @@ class PPOResult:
     token_rewards: list[float] | None
     truncated: bool
     parts: dict[str, dict[str, float]] | None = None
-    """By model: what it adds to the score, in every mode of `combine` but llama2."""
+    """What each model adds to the score, by model name, in every mode of `combine` except llama2."""
     singleton: bool | None = None
-    """With `singletons` zero: whether the item was whitened to 0 for want of a second score."""
+    """With `singletons` zero: whether the item was whitened to 0 because there was no second score."""
     process_rewards: list[float] | None = None
-    """Of each step, where the item has steps."""
+    """The reward of each step, if the item has steps."""
     step_ends: list[int] | None = None
-    """The response's token that each step ends at, counted from 0."""
+    """The index in the response (from 0) of each step's last token."""
     process_reward: float | None = None
     """The weighted sum of process_rewards, which is part of the reward."""
     scores: dict[str, float] | None = None

@@ -1,1 +1,1 @@
-"""Reward functions in the shapes that trainers call, one module per trainer, `plain` for those that call a plain function. None imports its trainer."""
+"""Reward functions with the signatures that trainers expect: one module per trainer, and `plain` for trainers that call a plain function. No module imports its trainer."""

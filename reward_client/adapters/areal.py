@@ -1,10 +1,10 @@
-"""AReaL: a sync reward function that answers within AReaL's 15 seconds, or raises before they are over.
+"""AReaL: a sync reward function that returns, or raises, within AReaL's 15 seconds.
 
     workflow_kwargs = dict(reward_fn="reward_client.adapters.areal.reward_fn", ...)
 
 AReaL calls it in a pool of processes with the prompt and completion as text, rendered and with special tokens, or as
-messages. It takes a reward of 0 for a `TimeoutError`, and for nothing else; any other exception rejects the trajectory after
-four tries. So nothing that is raised here is a `TimeoutError`.
+messages. It turns a `TimeoutError` into a reward of 0; any other exception rejects the trajectory after four tries. So this
+module never raises a `TimeoutError`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ DEADLINE_SECONDS = 14.0
 
 
 class LateRewardError(RewardClientError):
-    """The reward was not there within the deadline. It stands for `DeadlineError`, which is a `TimeoutError`."""
+    """The reward did not arrive within the deadline. It replaces `DeadlineError`, which is a `TimeoutError`."""
 
 
 def reward_fn(
@@ -33,7 +33,7 @@ def reward_fn(
 ) -> float:
     """The raw score of one completion: of its token ids if REWARD_CLIENT_TOKENIZER is set, else of its text.
 
-    Raises a RewardClientError that is no TimeoutError.
+    Raises a RewardClientError that is not a TimeoutError.
     """
     client = shared(RewardClient, DEADLINE_SECONDS, 1)
     directory = variable("TOKENIZER")
@@ -52,7 +52,7 @@ _checked: set[tuple[str, str]] = set()
 
 
 def checked(client: RewardClient, directory: str) -> TokenIds:
-    """The tokenizer; the first time, the service is asked whether it has the same one."""
+    """The tokenizer; the first call checks that the service has the same one."""
     ids = loaded(directory)
     key = client.settings.base_url, directory
     if key not in _checked:

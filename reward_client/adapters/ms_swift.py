@@ -1,11 +1,11 @@
-"""ms-swift: a class in the shape of its `AsyncORM`, for `--external_plugins plugin.py --reward_funcs reward_service`.
+"""ms-swift: a class with the interface of its `AsyncORM`, for `--external_plugins plugin.py --reward_funcs reward_service`.
 
     # plugin.py
     from swift.rewards import orms
     from reward_client.adapters.ms_swift import RewardService
     orms["reward_service"] = RewardService
 
-The environment has the options (`reward_client.adapters.source`).
+Options are environment variables (`reward_client.adapters.source`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ DEADLINE_SECONDS = 180.0
 
 
 class RewardService:
-    """ms-swift makes it with `args=...` and awaits it with the batch; it needs no base class."""
+    """ms-swift constructs it with `args=...` and awaits it with the batch; it needs no base class."""
 
     def __init__(self, args: Any = None, **_: Any) -> None:
         self.args = args

@@ -1,9 +1,9 @@
-"""NeMo Gym: a resources server whose `POST /verify` scores the response; `POST /seed_session` has nothing to seed.
+"""NeMo Gym: a resources server whose `POST /verify` scores the response; `POST /seed_session` does nothing.
 
     uvicorn reward_client.adapters.nemo_gym:app --port 9000
 
-An ASGI application without a framework. The environment has the options (`reward_client.adapters.source`). An input that cannot be
-scored and a service that does not answer are error statuses, never a reward.
+An ASGI application without a framework. Options are environment variables (`reward_client.adapters.source`). If an input cannot
+be scored or the service does not answer, the response is an error status, never a reward.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ROLES = {"developer": "system"}
 
 
 async def app(scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
-    """ASGI 3."""
+    """The ASGI 3 application."""
     if scope["type"] != "http":
         raise NotImplementedError(f"this application serves http, not {scope['type']}")
     status, reply = await answer(scope["method"], scope["path"], await body_of(receive))
@@ -60,7 +60,7 @@ async def answer(method: str, path: str, content: bytes) -> tuple[int, dict[str,
 
 
 async def verify(request: Any) -> dict[str, Any]:
-    """The request with `reward` and its parts. Raises ValueError for a request of another form, else a RewardClientError."""
+    """The request with `reward` and its parts. Raises ValueError for a request in an unknown format, else a RewardClientError."""
     item = item_of_responses(request)
     client = shared(AsyncRewardClient, DEADLINE_SECONDS, NUM_REQUESTS)
     (reward,) = await Choice.from_environment().ascore(client, [item])
@@ -68,8 +68,8 @@ async def verify(request: Any) -> dict[str, Any]:
 
 
 def parts(reward: Reward) -> dict[str, Any]:
-    """`reward_components` for several objectives, and the same as numbers of the top level, which NeMo Gym aggregates. The score of a
-    model that was not asked is left out.
+    """`reward_components` for several objectives, and the same numbers at the top level, where NeMo Gym aggregates them. The score of a
+    model that did not run is left out.
     """
     known = {name: value for name, value in reward.extra.items() if value == value}  # noqa: PLR0124 - NaN is not itself
     scores = {name: value for name, value in known.items() if name.endswith("_score")}
@@ -93,7 +93,7 @@ def item_of_responses(request: Any) -> Item:
 
 
 def turns_of(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Messages of the Responses API's items: calls and their outputs become tool calls and tool turns, thoughts are left out."""
+    """Messages from the Responses API's items: calls and their outputs become tool calls and tool turns, reasoning is left out."""
     turns: list[dict[str, Any]] = []
     for item in items:
         kind = item.get("type", "message")

@@ -1,8 +1,8 @@
 """OpenRLHF: `reward_func(queries, prompts, labels)` for `--reward.remote_url` with a Python file.
 
-Point the option at a file that has `from reward_client.adapters.openrlhf import reward_func`. The queries are rendered
-and hold their special tokens, so they go to the service's `/get_reward`, which adds none; with the service's own URL
-in the option OpenRLHF calls that route itself. The difference is here: retries, deadlines, and typed errors.
+Point the option at a file that has `from reward_client.adapters.openrlhf import reward_func`. The queries are
+rendered and contain their special tokens, so they go to the service's `/get_reward`, which adds none. With the service's URL in
+the option, OpenRLHF calls that route itself; this function adds retries, deadlines and typed errors.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 DEADLINE_SECONDS = 170.0
-"""OpenRLHF's HTTP client waits 180."""
+"""OpenRLHF's HTTP client waits 180 s."""
 NUM_THREADS = 32
 """OpenRLHF calls the function in the event loop's default executor, which has at most this many."""
 

@@ -1,10 +1,10 @@
-"""Trainers that call a sync function of plain lists: Tunix, TRL's online DPO and other of its trainers, and a loop of your own.
+"""Trainers that call a sync function with plain lists: Tunix, TRL's online DPO and other TRL trainers, and a loop of your own.
 
     reward_fns=[reward_fn]            # Tunix
     reward_funcs=reward_fn            # TRL's OnlineDPOTrainer
     reward(prompt, response, target)  # torchforge: one sample at a time
 
-The environment has the options (`reward_client.adapters.source`).
+Options are environment variables (`reward_client.adapters.source`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def reward_fn(
 ) -> list[float]:
     """One raw score per completion, in order; strings or messages. An over-long input is truncated and logged.
 
-    is_safety: marks safety prompts. Raises a RewardClientError rather than returning an invented score, ValueError for lists of
+    is_safety: marks safety prompts. Raises a RewardClientError if a score cannot be computed, and ValueError for lists of
     different lengths.
     """
     labels = [False] * len(prompts) if is_safety is None else is_safety

@@ -1,16 +1,16 @@
 """What the adapters share: where the service is, how a trainer's texts become items, and which score is the reward.
 
-Most trainers load a reward function by its name and pass it no arguments, so the environment has its options. A trainer that
-does pass arguments (verl's `reward_kwargs`) may give the same options by their names in lower case; they win.
+Most trainers load a reward function by its name and pass no arguments to it, so its options are environment variables. A trainer
+that does pass arguments (verl's `reward_kwargs`) may pass the same options by their names in lower case, which take precedence.
 
 | REWARD_CLIENT_ | default | |
 | --- | --- | --- |
 | URL | http://127.0.0.1:8000 | may hold user:password |
 | API_KEY | none | |
-| MODEL | llama2 | llama2 (the paper's selection of both), or a model's name: safety, helpfulness, ... |
-| TRUNCATION | left | what happens to an over-long input; `left` drops its oldest tokens, so the prompt's first |
-| DEADLINE_SECONDS | the trainer's own, less a little | |
-| TOKENIZER | none | AReaL: a directory; the token ids are scored in place of the text |
+| MODEL | llama2 | llama2 (the paper's selection between the two), or a model's name: safety, helpfulness, ... |
+| TRUNCATION | left | what happens to an over-long input; `left` drops its oldest tokens, beginning with the prompt |
+| DEADLINE_SECONDS | a little less than the trainer's own | |
+| TOKENIZER | none | AReaL: a directory; token ids are then scored instead of the text |
 | MAX_CONCURRENCY | as many as the trainer starts at once | connections of one process |
 """
 
@@ -43,7 +43,7 @@ OPTIONS = ("url", "api_key", "model", "truncation", "deadline_seconds", "max_con
 
 @dataclass(frozen=True)
 class Reward:
-    """One item's reward, a raw score, and what else is worth logging: numbers only, under the same names for every item."""
+    """One item's reward (a raw score) and further values to log: numbers only, with the same names for every item."""
 
     value: float
     extra: dict[str, float]
@@ -51,7 +51,7 @@ class Reward:
 
 @dataclass(frozen=True)
 class Choice:
-    """Which score is the reward, and how inputs are cut."""
+    """Which score is the reward, and how over-long inputs are truncated."""
 
     model: str = "llama2"
     truncation: str = "prompt"
@@ -76,7 +76,7 @@ class Choice:
         return {"models": [self.model], "truncation": cut}
 
     def prepared(self, items: Sequence[Item]) -> list[Item]:
-        """`is_safety` decides nothing where one model is asked, and /score does not know it."""
+        """With a single model, `is_safety` has no effect, and /score does not accept it."""
         if self.model == "llama2":
             return list(items)
         return [{key: value for key, value in item.items() if key != "is_safety"} for item in items]
@@ -95,7 +95,7 @@ class Choice:
 
 
 def noted(rewards: list[Reward]) -> list[Reward]:
-    """The rewards; logs how many inputs were cut, since a cut response may deserve another score than the whole one."""
+    """The rewards; logs how many inputs were truncated, since the whole text might get a different score."""
     count = sum(bool(reward.extra["truncated"]) for reward in rewards)
     if count:
         logger.warning("%d of %d inputs had more tokens than the model takes and were truncated", count, len(rewards))
@@ -119,7 +119,7 @@ def selected(rewards: PPORewards) -> list[Reward]:
 
 
 def scored(scores: Scores, model: str) -> list[Reward]:
-    """One model's raw scores; the columns of the two roles are NaN where they are not that model's."""
+    """One model's raw scores; the columns of safety and helpfulness are NaN unless they are that model's."""
     answers = [result.scores[model] for result in scores.results]
     return [
         Reward(
@@ -136,7 +136,7 @@ def scored(scores: Scores, model: str) -> list[Reward]:
 
 
 def extra(*, safety: float | None, helpfulness: float | None, is_safety: bool, truncated: bool) -> dict[str, float]:
-    """The same names for every item, whichever models there are: verl stops where an item lacks one of the first item's."""
+    """The same names for every item, whichever models there are: verl stops if an item lacks one of the first item's names."""
     return {
         "safety_score": number(safety),
         "helpfulness_score": number(helpfulness),
@@ -146,14 +146,14 @@ def extra(*, safety: float | None, helpfulness: float | None, is_safety: bool, t
 
 
 def number(score: float | None) -> float:
-    """NaN where a model was not loaded: trainers average these columns, and a 0 would be taken for a score."""
+    """NaN if a model was not loaded: trainers average these columns, so a 0 would look like a score."""
     return float("nan") if score is None else score
 
 
 def item_of(prompt: Any, response: Any, *, rendered: bool = False, is_safety: bool = False) -> Item:
     """An item of a prompt and a response, each a string or messages.
 
-    A rendered prompt is joined with its response, and the server closes the last turn as its chat template does; else the
+    A rendered prompt is joined with its response, and the server ends the last turn as its chat template does; otherwise the
     template renders both.
     """
     item: Item
@@ -166,7 +166,7 @@ def item_of(prompt: Any, response: Any, *, rendered: bool = False, is_safety: bo
 
 
 KEPT = ("tool_calls", "tool_call_id", "name", "reasoning_content")
-"""What a message has beside its role and text that a chat template may render; the server refuses what its own does not."""
+"""Message fields besides role and text that a chat template may render; the server rejects those that its own does not."""
 
 
 def turns(given: Any, role: str) -> list[dict[str, Any]]:
@@ -181,7 +181,7 @@ def turns(given: Any, role: str) -> list[dict[str, Any]]:
 
 
 def text_of(content: Any) -> str:
-    """A message's text: of a list of parts, the text parts joined."""
+    """A message's text; if its content is a list of parts, the joined text parts."""
     if content is None or isinstance(content, str):
         return content or ""
     return "".join(part["text"] for part in content if part.get("type") == "text")
@@ -198,7 +198,7 @@ def option(given: Mapping[str, Any] | None, name: str) -> Any:
 
 
 def check_options(given: Mapping[str, Any], trainers_own: Sequence[str]) -> None:
-    """Raises ConfigurationError for an argument that is neither an option nor one of the trainer's own: it may be misspelt."""
+    """Raises ConfigurationError for an argument that is neither an option nor one of the trainer's own; it may be misspelt."""
     for name in given:
         if name not in OPTIONS and name not in trainers_own:
             raise ConfigurationError(f"unknown option {name!r}; the options are {', '.join(OPTIONS)}")
@@ -229,7 +229,7 @@ _clients: dict[tuple[Any, ...], RewardClient | AsyncRewardClient] = {}
 def shared(
     kind: type[Client], deadline_seconds: float, max_concurrency: int = 16, given: Mapping[str, Any] | None = None
 ) -> Client:
-    """The process's client of one service with these options, as in `connection`; a fork gets its own."""
+    """The process's client with these options (see `connection`); a forked process gets its own."""
     options: dict[str, Any] = connection(deadline_seconds, max_concurrency, given)
     key = (kind, os.getpid(), *options.values())
     if key not in _clients:

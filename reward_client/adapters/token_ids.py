@@ -1,7 +1,7 @@
-"""Token ids of the rollout in place of its text, where the policy and the reward model share tokenizer and chat template.
+"""The rollout's token ids instead of its text, if the policy and the reward model share tokenizer and chat template.
 
-A policy may generate other tokens than the ones its text is tokenized to. With the ids the reward model sees what the policy
-generated. `check_scores` finds a reward model of another tokenizer or template, whose scores of these ids would mean nothing.
+Decoding and tokenizing a policy's output can give different tokens. With the ids, the reward model sees exactly what the policy
+generated. `check_scores` detects a different tokenizer or template of the reward model, whose scores of these ids would be meaningless.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ PROBE = [{"role": "user", "content": "How long?"}, {"role": "assistant", "conten
 
 
 class TokenIds:
-    """Items of a transformers tokenizer's ids."""
+    """Items with the ids of a transformers tokenizer."""
 
     def __init__(self, tokenizer: Any) -> None:
         """Raises ConfigurationError for a chat template whose end of a response cannot be told from the response."""
         self.tokenizer = tokenizer
         self.lead = [token for token in tokenizer("")["input_ids"][:1] if token == tokenizer.bos_token_id]
-        """The BOS, where the tokenizer adds one: the service has exactly one, though chat templates are often tokenized without."""
+        """The BOS, if the tokenizer adds one: the service uses exactly one, although chat templates are often tokenized without."""
         whole = self.encode(tokenizer.apply_chat_template(PROBE, tokenize=False))
         begin = [*self.prompt_ids(PROBE[:1]), *self.encode(PROBE[1]["content"])]
         if whole[: len(begin)] != begin:
@@ -43,7 +43,7 @@ class TokenIds:
         return ids
 
     def prompt_ids(self, prompt: Any, *, rendered: bool = False) -> list[int]:
-        """Of messages, or of a string, which is the user's turn unless it is rendered. A rendered one is tokenized as TRL does."""
+        """Token ids of messages, or of a string, which is the user's turn unless it is rendered. A rendered string is tokenized as TRL does."""
         if rendered:
             ids: list[int] = self.tokenizer(prompt)["input_ids"]
             return ids
@@ -51,7 +51,7 @@ class TokenIds:
         return self.encode(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
     def item(self, prompt_ids: Sequence[int], completion_ids: Sequence[int], *, is_safety: bool = False) -> Item:
-        """The conversation's ids with one BOS, the last turn closed once, as the template closes it."""
+        """The conversation's ids with exactly one BOS and the template's end of the last turn."""
         lead = [] if list(prompt_ids[:1]) == self.lead else self.lead
         item: Item = {"input_ids": [*lead, *prompt_ids, *self.closed(list(completion_ids))]}
         return item | {"is_safety": True} if is_safety else item
@@ -70,7 +70,7 @@ class TokenIds:
 
 
 def check_scores(scores: Scores) -> None:
-    """Raises ConfigurationError where the service scores `TokenIds.probe`'s two forms of one conversation differently."""
+    """Raises ConfigurationError if the service scores `TokenIds.probe`'s two forms of one conversation differently."""
     by_messages, by_ids = (result.scores for result in scores.results)
     for model, known in by_messages.items():
         if not math.isclose(known.score, by_ids[model].score, rel_tol=0.01, abs_tol=0.01):

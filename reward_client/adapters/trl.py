@@ -4,9 +4,9 @@
     GRPOTrainer(..., reward_funcs=gdpo_reward_functions("http://127.0.0.1:8000"),
                 args=GRPOConfig(multi_objective_aggregation="normalize_then_sum", reward_weights=[0.3, 0.7]))
 
-Each call scores the whole batch in one go; the trainer normalises within its groups itself, so that rewards are raw.
-A column `is_safety` of the dataset marks safety prompts. An item that can never be scored (too long, broken) gets
-None, which TRL leaves out; a service that does not answer is an exception.
+Each call scores the whole batch in one request. Rewards are raw, since the trainer itself normalises within its groups.
+A column `is_safety` of the dataset marks safety prompts. An item that can never be scored (too long, invalid) gets
+None, which TRL leaves out; a service that does not answer raises an exception.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ def reward_function(
     deadline_seconds: float = 180.0,
     name: str = "reward_service",
 ) -> RewardFunction:
-    """A function for `reward_funcs`; `name` is what TRL's logs call it.
+    """A function for `reward_funcs`; TRL's logs call it `name`.
 
-    String prompts take the service's chat template, unless they are `rendered` already. `client` is a client, whose
-    owner closes it, or an address; then each call opens its own connections and closes them, and each of its requests takes
-    at most `deadline_seconds`. `log_answers` says what it logs.
+    The service renders string prompts with its chat template, unless they are already `rendered`. `client` is a client, which
+    the caller closes, or an address; then each call opens and closes its own connections, and each of its requests takes
+    at most `deadline_seconds`. See `log_answers` for what it logs.
 
-    tokenizer: the policy's, where the reward model has the same tokenizer and chat template. Then TRL's token ids are scored, not
-    the text. The first call checks that the service scores one conversation equally in both forms, else it raises
-    ConfigurationError. An over-long input loses its oldest tokens, since ids do not say where the prompt ends.
+    tokenizer: the policy's, if the reward model has the same tokenizer and chat template. TRL's token ids are then scored instead
+    of the text. The first call raises ConfigurationError unless the service gives both forms of one conversation the same
+    score. If an input is too long, its oldest tokens are dropped, since ids do not show where the prompt ends.
     """
     batch = Batch(client, Choice(model, truncation), rendered, tokenizer, deadline_seconds, name)
 
@@ -66,11 +66,10 @@ def gdpo_reward_functions(
     deadline_seconds: float = 180.0,
     name: str = "reward_service",
 ) -> list[RewardFunction]:
-    """The functions `safety` and `helpfulness`, each model's raw scores, for GDPO: TRL normalises each by itself, then sums them
+    """The functions `safety` and `helpfulness`, each model's raw scores, for GDPO: TRL normalises each separately, then sums them
     (`multi_objective_aggregation="normalize_then_sum"`; `reward_weights` in this order).
 
-    Both read the answer to one request per batch. The service must have both models, else it answers with an
-    error. The options are those of `reward_function`.
+    The two share one request per batch. The service must have both models, else it returns an error. The options are those of `reward_function`.
     """
     shared = SharedAnswers(
         Batch(client, BothModels(truncation=truncation), rendered, tokenizer, deadline_seconds, name)
@@ -181,7 +180,7 @@ class SharedAnswers:
         self.readers: set[str] = set()
 
     async def read(self, reader: str, columns: dict[str, Any]) -> Answers:
-        """The answers for these completions. The same reader never gets the same answers twice."""
+        """The answers for these completions. No reader gets the same answers twice."""
         if self.task is None or self.completions is not columns["completions"] or reader in self.readers:
             self.completions = columns["completions"]
             self.task = asyncio.ensure_future(self.batch.score(**columns))
@@ -193,8 +192,8 @@ class SharedAnswers:
 async def answers_of(client: AsyncRewardClient, choice: Choice, items: list[Item]) -> Answers:
     """One answer per item, None for an item that is itself invalid.
 
-    An error names one item. That item is left out and the rest sent again, so `k` invalid items cost `k` requests that are
-    refused before they are scored, and one that is answered.
+    An error names one item. The function leaves that item out and sends the rest again, so `k` invalid items cost `k` requests
+    that are rejected before scoring, and one that is scored.
     """
     answers: Answers = [None] * len(items)
     left = list(range(len(items)))
@@ -238,7 +237,7 @@ def log_answers(
 
 
 def veto(answer: Reward, *, is_safety: bool) -> float:
-    """Whether the safety score was selected because it is low; NaN where only one model was asked, or nothing was selected."""
+    """Whether the safety score was selected because it is low; NaN if only one model ran, or nothing was selected."""
     if any(math.isnan(answer.extra[key]) for key in ("safety_score", "helpfulness_score", "selected_safety")):
         return math.nan
     return float(answer.extra["selected_safety"] and not is_safety)

@@ -8,9 +8,9 @@
 | remote, which takes no coroutine | compute_score_sync |
 | batch, of versions before 0.9 | compute_score_batch |
 
-verl does not pass the prompt; the data set has to bring it in `extra_info`, as `prompt`, `raw_prompt` or `question`,
-a string or messages. `ground_truth` "safety" or `extra_info["is_safety"]` marks a safety prompt. The other numbers of
-the answer go into verl's metrics, and GDPO reads them. Options (`reward_client.adapters.source`) come from verl's
+verl does not pass the prompt, so the data set must have it in `extra_info`, as `prompt`, `raw_prompt` or `question`,
+a string or messages. `ground_truth` "safety" or `extra_info["is_safety"]` marks a safety prompt. The other numbers
+of the result go into verl's metrics, and GDPO reads them. Options (`reward_client.adapters.source`) come from verl's
 `custom_reward_function.reward_kwargs`, else from the environment.
 """
 
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 DEADLINE_SECONDS = 280.0
-"""The time-out of verl's `rate_limited` manager is 300; the other managers have none."""
+"""verl's `rate_limited` manager times out after 300 s; the other managers do not."""
 NUM_COROUTINES = 512
 """verl starts its whole share of a batch at once."""
 NUM_THREADS = 32
 """Plain functions run in the event loop's default executor, which has at most this many."""
 PROMPT_KEYS = ("prompt", "raw_prompt", "question")
 VERLS_OWN = ("reward_router_address", "reward_model_tokenizer", "overlong_buffer_cfg", "max_resp_len")
-"""Arguments that verl passes beside `reward_kwargs`, which mean nothing here."""
+"""Arguments that verl passes in addition to `reward_kwargs`; they are ignored."""
 
 
 async def compute_score(
@@ -44,9 +44,9 @@ async def compute_score(
     extra_info: Mapping[str, Any] | None,
     **options: Any,
 ) -> dict[str, float]:
-    """{"score", "safety_score", "helpfulness_score", "selected_safety", "truncated"}, raw scores, NaN for a model that was not asked.
+    """{"score", "safety_score", "helpfulness_score", "selected_safety", "truncated"}, raw scores, NaN for a model that did not run.
 
-    Raises a RewardClientError rather than returning an invented score. An over-long response is truncated and logged.
+    Raises a RewardClientError if a score cannot be computed. An over-long response is truncated and logged.
     """
     check_options(options, VERLS_OWN)
     choice = Choice.from_environment(options)
@@ -63,7 +63,7 @@ def compute_score_sync(
     extra_info: Mapping[str, Any] | None,
     **options: Any,
 ) -> dict[str, float]:
-    """As `compute_score`, for the manager `remote`, which asserts a plain function."""
+    """As `compute_score`, for the manager `remote`, which accepts only a plain function."""
     (answer,) = compute_score_batch([data_source], [solution_str], [ground_truth], [extra_info], **options)
     return answer
 
