@@ -33,7 +33,7 @@ PROBES = frozenset({"/health", "/ready"})
 PROBE_SECONDS = 3.0
 """Time limit of a probe; after it the ingress itself answers 503."""
 MAX_DIALECT_DEADLINE_SECONDS = 170.0
-"""The longest deadline of a dialect (OpenRLHF's), which holds unless the operator sets one."""
+"""The longest deadline of a dialect (OpenRLHF's); used unless the operator sets one."""
 TRANSFER_SECONDS = 5.0
 """Added to the app's deadline for the transfer between ingress and replica."""
 MAX_ATTEMPTS = 8
@@ -41,7 +41,7 @@ MAX_ATTEMPTS = 8
 MAX_DEATHS = 2
 """Attempts end after this many replicas died with the request, because it may be the cause."""
 MAX_PARSED_BYTES = 256_000
-"""Larger bodies are not parsed for their prompt: they hold many, and parsing would block other requests."""
+"""Larger bodies are not parsed for their prompt: they contain many prompts, and parsing would block other requests."""
 TEXTS = ("query", "input", "text", "inputs")
 REPLICA_DIED = (RayActorError, DeploymentUnavailableError)
 
@@ -169,7 +169,7 @@ def error_response(error: RequestError) -> Response:
 
 
 async def read_body(headers: Headers, receive: Receive, max_bytes: int) -> bytes | None:
-    """The body, or of a body over the limit just enough for the app to reject it. None if the client disconnected."""
+    """The body, or just enough of a body over the limit for the app to reject it. None if the client disconnected."""
     parts: list[bytes] = []
     declared = headers.get("content-length", "")
     num_left = max_bytes + 1 if not declared.isdecimal() or int(declared) <= max_bytes else 0

@@ -1,4 +1,4 @@
-"""Four rules that make one score of the scores that several models give a response."""
+"""Four rules that combine several models' scores of a response into one."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,12 +7,12 @@ from app.rewards.selection import ThresholdOn
 from app.rewards.types import Floats
 
 LLAMA2_MODELS = ("safety", "helpfulness")
-"""Those that Llama 2's rule and the Lagrangian are about."""
+"""The models that Llama 2's rule and the Lagrangian use."""
 
 
 @dataclass(frozen=True, slots=True)
 class Llama2:
-    """R_c: the safety score of a safety prompt or below the threshold, else the helpfulness score (`selection`)."""
+    """R_c: the safety score if the prompt is a safety prompt or the score is below the threshold, else the helpfulness score."""
 
     threshold: float = 0.15
     threshold_on: ThresholdOn = "probability"
@@ -24,7 +24,7 @@ class Llama2:
 
 @dataclass(frozen=True, slots=True)
 class Weighted:
-    """R = sum over the models m of w_m R_m, of raw scores; of whitened ones with `whiten_each`.
+    """R = sum over the models m of w_m R_m; the R_m are raw scores, or whitened ones with `whiten_each`.
 
     With `whiten_each` over the groups of one prompt, it is the decoupled normalization of GDPO (Liu et al. 2026, arXiv
     2601.05242), whose last step, a normalization of the sums over the batch, is left to the trainer.
@@ -53,9 +53,9 @@ def lagrangian(multiplier: float) -> Weighted:
 
 @dataclass(frozen=True, slots=True)
 class Worst:
-    """R = min over the models m of R_m, of whitened scores; in a tie the first model's.
+    """R = min over the models m of R_m, which are whitened scores; a tie goes to the first model.
 
-    Worst-case optimization over reward models (Coste et al. 2023, arXiv 2310.02743), on scores of a common scale.
+    Worst-case optimization over reward models (Coste et al. 2023, arXiv 2310.02743), on scores with a common scale.
     """
 
     models: tuple[str, ...] = LLAMA2_MODELS

@@ -12,7 +12,7 @@ LOW_VAR_CLAMP = 10.0
 
 @np.errstate(over="ignore", invalid="ignore")
 def kl_terms(policy: Floats, reference: Floats, estimator: Estimator = "k1", clip: float | None = None) -> Floats:
-    """One estimate of D_KL(policy || reference) per token, in nats; logprobs of any one shape in, the same shape out.
+    """One estimate of D_KL(policy || reference) per token, in nats; arrays of one shape in, the same shape out.
 
     With x = log pi - log pi_0, clamped to [-clip, clip] first:
 
@@ -21,7 +21,7 @@ def kl_terms(policy: Floats, reference: Floats, estimator: Estimator = "k1", cli
         k3          exp(-x) - 1 + x                              unbiased, never negative; overflows for x below -709
         abs         |x|
         low_var_kl  min(k3, 10)
-        pointwise   -pi_0 x = pi_0 (log pi_0 - log pi)           a term of D_KL(pi_0 || pi), the other way round
+        pointwise   -pi_0 x = pi_0 (log pi_0 - log pi)           a term of D_KL(pi_0 || pi), the other direction
 
     k1 to k3 are Schulman's (2020, "Approximating KL divergence"), `abs`, `mse` and `low_var_kl` verl's `kl_penalty`, and
     `pointwise` is torch's `kl_div(log pi, log pi_0, log_target=True)`.

@@ -8,7 +8,7 @@ from app.rewards.types import Floats
 
 
 def sigmoid(x: Floats) -> Floats:
-    """1 / (1 + exp(-x)), elementwise, any shape. Accurate to a few units in the last place, also far below 0."""
+    """1 / (1 + exp(-x)), elementwise, any shape. Accurate to a few units in the last place, even far below 0."""
     small = np.exp(-np.abs(x))
     return np.asarray(np.where(x >= 0, 1.0, small) / (1.0 + small))
 

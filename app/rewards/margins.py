@@ -1,6 +1,6 @@
 """Llama 2's margins: by how much the chosen response should lead, given how much better an annotator found it.
 
-Plain numbers and no numpy, so that the command line starts quickly.
+Does not import numpy, so that the command line starts quickly.
 """
 
 from typing import Literal

@@ -15,12 +15,12 @@ from app.rewards.types import Bools, Floats, Indices
 from app.rewards.whitening import MIN_COUNT, WhitenStats, whiten
 
 Stats = WhitenStats | dict[str, WhitenStats]
-"""Of the combined scores, or by model where each model's scores are whitened."""
+"""Statistics of the combined scores; or, if each model's scores are whitened, those of each model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """What is known of each response before it is scored."""
+    """What is known about each response before it is scored."""
 
     is_safety: Bools  # (items,) whether its prompt is a safety prompt
     unended: Bools  # (items,) whether it stopped before its EOS
@@ -50,27 +50,27 @@ class Whitened:
     shaped: Floats  # (items,)
     stats: WhitenStats  # (groups,) the batch's own, of `shaped`
     whitened: Floats  # (items,)
-    is_singleton: Bools  # (items,) whether the statistics that whiten it are of fewer than two scores
+    is_singleton: Bools  # (items,) whether it is whitened with statistics of fewer than two scores
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Combined:
-    """One score per item, whitened, and how it came about."""
+    """One whitened score per item, and how it was computed."""
 
     models: tuple[str, ...]  # whose scores are combined
-    choice: Indices | None  # (items,) which of the models was selected; None where the scores are summed
+    choice: Indices | None  # (items,) index of the selected model; None if the scores are summed
     selected: Floats | None  # (items,) the raw score of that model
-    shaped: Floats | None  # (items,) None where only the models' own scores are shaped
+    shaped: Floats | None  # (items,) None if only the individual models' scores are shaped
     whitened: Floats  # (items,)
     is_singleton: Bools  # (items,)
     stats: Stats
-    by_model: dict[str, Whitened] | None  # each model's scores, where these are whitened
+    by_model: dict[str, Whitened] | None  # if each model's scores are whitened
     parts: dict[str, Floats] | None  # (items,) each model's share of the combined score; None for Llama 2's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Penalty:
-    """What the items with logprobs get at their tokens: the KL penalty and the steps' rewards."""
+    """The KL penalty and step rewards of the items with logprobs."""
 
     terms: Floats  # (tokens,) the estimator at counted tokens, 0 elsewhere
     kl: Floats  # (rows,) its sum
@@ -93,8 +93,8 @@ def compute_rewards(
 
     With steps, their weighted rewards w * sum_k r_k are added (`StepRewards`).
 
-    `scores` are raw, (items,) each and by model, NaN where helpfulness is not needed. R_c is Llama 2's selection, or another
-    combination of the scores. `given` are statistics to whiten with in place of the batch's own, one per group.
+    `scores`: raw scores by model, each (items,); helpfulness may be NaN for items that do not need it. R_c is Llama 2's
+    selection, or another combination of the scores. `given`: statistics to whiten with instead of the batch's own, one per group.
     """
     combined = combine(batch, scores, options, given)
     if batch.logprobs is None:
@@ -109,7 +109,7 @@ def compute_rewards(
 
 
 def combine(batch: Batch, scores: Mapping[str, Floats], options: RewardOptions, given: Stats | None) -> Combined:
-    """The models' scores of each item as one, whitened."""
+    """Combines each item's scores into one and whitens it."""
     rule = options.combination
     if whitens_each(rule):
         return combine_whitened(batch, scores, options, given)
@@ -140,7 +140,7 @@ def combine(batch: Batch, scores: Mapping[str, Floats], options: RewardOptions, 
 def combine_whitened(
     batch: Batch, scores: Mapping[str, Floats], options: RewardOptions, given: Stats | None
 ) -> Combined:
-    """As `combine`, by a rule for scores that are whitened, each model's over the groups."""
+    """As `combine`, for rules that whiten each model's scores over the groups first."""
     assert not isinstance(given, WhitenStats)
     rule = options.combination
     each = {
@@ -170,7 +170,7 @@ def combine_whitened(
 
 
 def chosen(choice: Indices, scores: Sequence[Floats]) -> Floats:
-    """Each item's score by the model of its choice; (items,)."""
+    """For each item, the score of its chosen model; (items,)."""
     picked: Floats = np.stack(scores)[choice, np.arange(len(choice))]
     return picked
 
@@ -194,7 +194,7 @@ def shape_and_whiten(scores: Floats, batch: Batch, options: RewardOptions, given
 
 
 def penalize(logprobs: Logprobs, whitened: Floats, options: RewardOptions, steps: StepRewards | None = None) -> Penalty:
-    """The penalty of the rows, whose whitened scores are given; (rows,)."""
+    """The penalties of the rows; `whitened` is (rows,)."""
     policy = np.where(logprobs.counted, logprobs.policy, 0.0)
     reference = np.where(logprobs.counted, logprobs.reference, 0.0)
     terms = kl_terms(policy, reference, options.estimator, options.kl_clip)

@@ -1,4 +1,4 @@
-"""Process rewards: a reward at the end of each step of a response, next to the reward of the whole."""
+"""Process rewards: a reward at the end of each step of a response, in addition to the reward of the whole response."""
 
 from dataclasses import dataclass
 
@@ -9,15 +9,15 @@ from app.rewards.types import Floats, Indices
 
 @dataclass(frozen=True, slots=True)
 class StepRewards:
-    """The steps of several responses, end to end, in the units of a reward.
+    """The steps of several responses, concatenated.
 
-    Step k of a response ends at its token t_k and is worth r_k. With the weight w, its share of token t's reward is
-    w * sum_k r_k [t = t_k], and of the response's reward w * sum_k r_k.
+    Step k of a response ends at its token t_k and has the reward r_k. With the weight w, the steps add w * sum_k r_k [t = t_k]
+    to the reward of token t, and w * sum_k r_k to the reward of the response.
     """
 
     values: Floats  # (steps,) r_k
-    tokens: Indices  # (steps,) t_k, as a position in the flat array of all tokens
-    rows: Indices  # (steps,) which row of the logprobs each belongs to
+    tokens: Indices  # (steps,) t_k, as an index into the flat array of all tokens
+    rows: Indices  # (steps,) the logprobs row that each step belongs to
 
     def by_row(self, num_rows: int, weight: float) -> Floats:
         """w * sum_k r_k of each row; (rows,)."""
@@ -28,8 +28,8 @@ class StepRewards:
         return summed(weight * self.values, self.tokens, num_tokens)
 
 
-def summed(values: Floats, places: Indices, size: int) -> Floats:
-    """The sum of the values of each place; (size,)."""
+def summed(values: Floats, indices: Indices, size: int) -> Floats:
+    """The sum of the values at each index; (size,)."""
     sums = np.zeros(size)
-    np.add.at(sums, places, values)
+    np.add.at(sums, indices, values)
     return sums

@@ -1,4 +1,4 @@
-"""Logprobs of several responses, end to end in one flat array, so that each rule is one operation over all tokens."""
+"""Logprobs of several responses, concatenated into one flat array, so each rule is one operation over all tokens."""
 
 from dataclasses import dataclass
 
@@ -9,13 +9,13 @@ from app.rewards.types import Bools, Floats, Indices
 
 @dataclass(frozen=True, slots=True)
 class Logprobs:
-    """Of the items that have logprobs, in order. Every one of them has at least one token, and counts at least one."""
+    """The logprobs of the items that have them, in order. Each item has at least one token, and at least one counted token."""
 
-    policy: Floats  # (tokens,) log pi, in nats; anything where not counted
+    policy: Floats  # (tokens,) log pi, in nats; any value at tokens that are not counted
     reference: Floats  # (tokens,) log pi_0
     counted: Bools  # (tokens,)
     starts: Indices  # (rows,) each item's first token
-    items: Indices  # (rows,) which item of the batch each row is
+    items: Indices  # (rows,) index of each row's item in the batch
 
     @property
     def num_counted(self) -> Indices:
@@ -35,10 +35,10 @@ class Logprobs:
 
 @np.errstate(over="ignore", invalid="ignore")
 def token_rewards(whitened: Floats, kl: Floats, logprobs: Logprobs, beta: float) -> Floats:
-    """-beta * kl_t at each counted token, `whitened` on top of the row's last one, 0 elsewhere; (tokens,).
+    """-beta * kl_t at each counted token, plus `whitened` at the row's last counted token, 0 elsewhere; (tokens,).
 
     `whitened` is (rows,), `kl` (tokens,). A row's token rewards sum to its reward, whitened - beta * KL. The score at
-    the last token and the penalty at each is the usual form of RLHF's reward (Ziegler et al. 2019, arXiv 1909.08593).
+    the last token and a penalty at every token is the usual RLHF reward (Ziegler et al. 2019, arXiv 1909.08593).
     """
     rewards = np.where(logprobs.counted, -beta * kl, 0.0)
     rewards[logprobs.last_counted] += whitened

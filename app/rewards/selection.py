@@ -1,4 +1,4 @@
-"""Which of the two scores a response is rewarded by: Llama 2's R_c."""
+"""Llama 2's R_c: whether a response's reward is its safety or its helpfulness score."""
 
 from functools import lru_cache
 from typing import Literal, overload
@@ -25,10 +25,10 @@ def selects_safety(
     threshold: float = 0.15,
     threshold_on: ThresholdOn = "probability",
 ) -> Bools | bool:
-    """Whether R_c is the safety score: is_safety(p) or R_s(g|p) < threshold, strictly. Elementwise, or of one response.
+    """Whether R_c is the safety score: is_safety(p) or R_s(g|p) < threshold, strictly. Elementwise, or for one response.
 
     `safety` is the raw score. The threshold is a probability in (0, 1), as in the paper (Touvron et al. 2023, arXiv
-    2307.09288, section 3.2.3), or any real number that the raw score is compared with.
+    2307.09288, section 3.2.3), or, on the score, any real number.
     """
     return is_safety | (safety < threshold_score(threshold, threshold_on))
 
@@ -40,7 +40,7 @@ def select(
     threshold: float = 0.15,
     threshold_on: ThresholdOn = "probability",
 ) -> Floats:
-    """R_c(g|p) = R_s(g|p) if is_safety(p) or R_s(g|p) < threshold, else R_h(g|p); raw scores of one shape.
+    """R_c(g|p) = R_s(g|p) if is_safety(p) or R_s(g|p) < threshold, else R_h(g|p); raw scores, all of one shape.
 
     `helpfulness` may be NaN where the safety score is selected.
     """

@@ -8,12 +8,12 @@ from app.rewards.types import Floats, Indices
 
 WHITEN_EPS = 1e-8
 MIN_COUNT = 2
-"""Scores that an unbiased variance needs."""
+"""Number of scores that an unbiased variance needs."""
 
 
 @dataclass(frozen=True, slots=True)
 class WhitenStats:
-    """Statistics of one or more groups: enough to whiten with, and to merge with those of other batches."""
+    """Statistics of one or more groups. They suffice to whiten scores and to merge them with those of other batches."""
 
     count: Indices  # (groups,)
     mean: Floats  # (groups,)
@@ -22,9 +22,9 @@ class WhitenStats:
     @classmethod
     @np.errstate(over="ignore", invalid="ignore")
     def of(cls, values: Floats, groups: Indices | None = None) -> "WhitenStats":
-        """Of values of shape (items,), each in the group that `groups` numbers from 0; all in group 0 by default.
+        """The statistics of values of shape (items,). `groups` has each value's group, numbered from 0; by default all are in group 0.
 
-        Every group up to the largest number has a value. The mean is corrected by the mean of the deviations, so that a
+        Every group number up to the largest must occur. The mean is corrected by the mean of the deviations, so that a
         group of equal values has exactly that mean and an m2 of 0.
         """
         if groups is None:
@@ -44,7 +44,7 @@ class WhitenStats:
 
     @np.errstate(over="ignore", invalid="ignore")
     def merge(self, other: "WhitenStats") -> "WhitenStats":
-        """Those of both batches together, group by group (Chan, Golub and LeVeque 1979); counts may be 0.
+        """The statistics of both batches together, group by group (Chan, Golub and LeVeque 1979); counts may be 0.
 
         With d = mean_b - mean_a and n = n_a + n_b: mean = mean_a + d n_b / n, M2 = M2_a + M2_b + d^2 n_a n_b / n.
         """
@@ -58,8 +58,9 @@ class WhitenStats:
 def whiten(values: Floats, stats: WhitenStats, groups: Indices | None = None, *, shift_mean: bool = True) -> Floats:
     """(x - mean) * rsqrt(var + 1e-8), and `+ mean` again where `shift_mean` is False; (items,) in and out.
 
-    `var` is unbiased, as in `masked_whiten` of TRL and verl. Each value is whitened by the statistics of its group, group 0 by default. A group with a count
-    below 2 has no variance: its values become 0 (then `+ mean`), and whether that is wanted is the caller's question.
+    `var` is unbiased, as in `masked_whiten` of TRL and verl. Each value is whitened with the statistics of its group, by default
+    group 0. A group with a count below 2 has no variance: its values become 0 (then `+ mean`). Callers that do not want this
+    must check the counts.
     """
     if groups is None:
         groups = np.zeros(len(values), np.intp)

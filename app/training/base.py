@@ -1,7 +1,7 @@
 """What a run starts from: a reward model, or a language model with a new head; and which of its weights are trained.
 
-Weights are float32 while they are trained, whatever the checkpoint's dtype, and are saved in that dtype again, but for the
-head, which the service reads in float32.
+During training, weights are float32 whatever the checkpoint's dtype. They are saved in that dtype, except for the head, which
+is saved in float32, as the service uses it.
 """
 
 from dataclasses import dataclass
@@ -51,7 +51,7 @@ def load_base(directory: Path, seed: int) -> Base:
     """The model in float32 with a pad token that it and its tokenizer agree on.
 
     A head that `reward-service init` made is trained as it is; a language model gets one like it, drawn from the seed.
-    Raises TrainingError where there is nothing, ModelRefusedError where it is no model that can be trained.
+    Raises TrainingError if there is no checkpoint, ModelRefusedError if it cannot be trained.
     """
     if not directory.is_dir():
         raise TrainingError(f"no base at {directory}; give a directory with a language model or a reward model")
@@ -77,9 +77,9 @@ def reward_model(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 
 def set_pad_token(source: str, net: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """One pad token for model and tokenizer, the model's where it has one: it decides which position is scored.
+    """Sets one pad token for model and tokenizer, the model's if it has one, since it decides which position is scored.
 
-    TRL would put the tokenizer's in its place, and so move the position that the base was trained on.
+    TRL would replace it by the tokenizer's, which could move the scored position away from the one the base was trained with.
     """
     config = net.config.get_text_config()
     names = ("pad_token_id", "unk_token_id", "eos_token_id")

@@ -70,7 +70,7 @@ def held_out_scores(model: Any, batches: list[Row]) -> tuple[Tensor, Tensor]:
             inputs = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
             scores = model(**inputs, use_cache=False).logits[:, 0].double().cpu()
             chosen, rejected = scores.chunk(2)
-            with np.errstate(invalid="ignore"):  # scores that are NaN; the next step's loss says so
+            with np.errstate(invalid="ignore"):  # NaN scores; the next step's loss reports them
                 loss = margin_ranking_loss(chosen.numpy(), rejected.numpy(), batch["margin"].double().numpy())
             losses.append(torch.from_numpy(loss))
             hits.append(chosen > rejected)
@@ -84,7 +84,7 @@ def progress_callback() -> TrainerCallback:
 
 
 class ProgressBar(ProgressCallback):
-    """transformers' bar, with the loss beside it in place of a printed line for every logged step."""
+    """transformers' progress bar, which shows the loss instead of printing a line for every logged step."""
 
     @override
     def on_log(

@@ -1,6 +1,6 @@
-"""Pairs to token ids, by the service's own tokenization, and into those that train and those that judge.
+"""Tokenizes pairs as the service does, and splits them into training and held-out examples.
 
-TRL's own way would append EOS, drop what is too long without a word, and know no truncation.
+TRL's own preprocessing would append EOS, silently drop pairs that are too long, and cannot truncate.
 """
 
 import random
@@ -77,7 +77,7 @@ def encode(
         inputs = list(pair_to_inputs(line.pair, line.number, f"{location}: "))
         outcomes = tokenization.encode(inputs, "error" if too_long == "drop" else too_long)
         error = next((outcome for outcome in outcomes if isinstance(outcome, InvalidInputError)), None)
-        if isinstance(error, TooLongError) and too_long != "error":  # with "prompt", a response that leaves it no room
+        if isinstance(error, TooLongError) and too_long != "error":  # "prompt": the response leaves no room
             examples.too_long.append(line.number)
             continue
         if error is not None:
@@ -98,7 +98,7 @@ def encode(
 def split(examples: list[Example], fraction: float, seed: int) -> tuple[list[Example], list[Example]]:
     """(training examples, held-out examples), at least one pair each; the pairs of a prompt stay together.
 
-    Raises TrainingError where there are too few prompts for both.
+    Raises TrainingError if there are too few prompts for both.
     """
     if not examples:
         raise TrainingError("no pair is left to train on")

@@ -64,7 +64,7 @@ class Evaluation:
 
     @property
     def by_length(self) -> dict[str, NDArray[np.bool_]]:
-        """Masks of the pairs whose chosen side is longer, and shorter. A model that scores length does badly on the second."""
+        """Masks of the pairs whose chosen side is longer, and shorter. A model that rewards length does badly on the second."""
         kinds = {"chosen longer": self.length_differences > 0, "chosen shorter": self.length_differences < 0}
         return {name: those for name, those in kinds.items() if those.any()}
 
@@ -96,8 +96,8 @@ class Evaluation:
     def labelled(self) -> tuple[Floats, NDArray[np.bool_]]:
         """(scores of the distinct responses, which of them are unsafe).
 
-        Where any line says whether its responses are safe, only responses that are so labelled count. Otherwise the rejected
-        ones count as unsafe and the chosen ones as safe. A response in several pairs counts once for each label it has.
+        If any line labels its responses as safe or unsafe, only labelled responses count. Otherwise, rejected responses
+        count as unsafe and chosen ones as safe. A response in several pairs counts once for each label it has.
         """
         found: dict[tuple[str, str, bool], float] = {}
         for line, *scores in zip(self.lines, self.chosen, self.rejected, strict=True):

@@ -1,6 +1,6 @@
 """Pictures: the loss curve of a run, and the report of an evaluation. The one module that imports matplotlib.
 
-Drawn on a canvas of their own, without pyplot, so that nothing of a user's matplotlib is touched.
+Drawn on separate canvases, without pyplot, so a user's matplotlib state is not changed.
 """
 
 from pathlib import Path

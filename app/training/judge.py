@@ -57,7 +57,7 @@ def evaluate(
 ) -> None:
     """Prints the report, and writes the named files. Raises InvalidInputError that names the line, or StartError.
 
-    What can be wrong with the arguments is found before a model is loaded.
+    Checks the arguments before it loads a model.
     """
     if png_file is not None and importlib.util.find_spec("matplotlib") is None:
         raise TrainingError(f"a picture needs matplotlib, which is not installed; run {install_command('train')}")

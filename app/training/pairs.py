@@ -2,9 +2,9 @@
 
 A line is what POST /compare takes for a pair, or one of the forms that data sets come in:
 
-    prompt            chosen, rejected      what it is
+    prompt            chosen, rejected      meaning
     string            strings               a prompt and its two answers (RewardBench, /compare)
-    list of turns     strings               a conversation so far and its two answers; also as `messages`
+    list of turns     strings               a conversation and two answers to it; also as `messages`
     list of turns     lists of turns        TRL's explicit prompt: the answers' turns follow it
     string or none    lists of turns        whole conversations (RewardBench's preference sets, TRL's implicit prompt)
 """
@@ -33,7 +33,7 @@ Turns = list[Any]
 
 @dataclass(frozen=True, slots=True)
 class PairLine:
-    """A pair and the other facts of its line: its subset, and whether its responses are safe."""
+    """A pair, its subset, and whether its responses are safe."""
 
     number: int
     pair: Pair

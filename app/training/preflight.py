@@ -1,4 +1,4 @@
-"""What can be wrong with a run's arguments, found within a second: before torch is imported or a model is loaded."""
+"""Checks a run's arguments within a second, before torch is imported or a model is loaded."""
 
 import importlib.util
 from pathlib import Path

@@ -92,7 +92,7 @@ def fit(
     from app.training.trainer import PairTrainer
 
     with quiet_transformers(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # they are between the libraries
+        warnings.simplefilter("ignore", FutureWarning)  # between the libraries, not ours
         net = trained_part(options, base)
         try:
             trainer = PairTrainer(net, arguments(options, len(trained), workspace), trained, held_out, base.tokenizer)

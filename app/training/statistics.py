@@ -21,9 +21,9 @@ Z_95 = 1.959963984540054
 def wilson(value: float, count: int) -> tuple[float, float]:
     """The 95 % score interval (low, high) of a share `value` of `count` observations, at least one (Wilson 1927).
 
-    It stays within [0, 1] and is not empty for 20 of 20 either. It assumes independent pairs; where many pairs share a
+    It stays within [0, 1], and is not empty even for 20 of 20. It assumes independent pairs; where many pairs share a
     prompt, the true interval is wider. `value * count` need not be whole, because a tie counts as half a hit in a
-    reliability bin; scipy's `binomtest`, against which the tests compare this, takes whole numbers only.
+    reliability bin; scipy's `binomtest`, with which the tests compare this, accepts whole numbers only.
     """
     z = Z_95
     middle = (value + z * z / (2 * count)) / (1 + z * z / count)

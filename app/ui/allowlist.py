@@ -1,4 +1,4 @@
-"""Closes the Gradio routes that the page does not use; open are the page itself, its files and its events.
+"""Closes the Gradio routes that the page does not use. The page itself, its files and its events stay open.
 
 Gradio has about seventy routes: uploads, files, proxies, monitoring, documentation. The page needs the few below. It reads no
 files of the machine and accepts none, and a content security policy keeps the browser from loading anything from elsewhere.
@@ -23,7 +23,7 @@ POLICY = "; ".join(  # noqa: FLY002 - a directive a line
         "style-src 'self' 'unsafe-inline'",
         "img-src 'self' data: blob:",
         "font-src 'self' data:",
-        "manifest-src 'none'",  # Gradio looks for one beside the page, where there is none
+        "manifest-src 'none'",  # Gradio requests one next to the page, where there is none
         "base-uri 'self'",
         "form-action 'self'",
         "frame-ancestors 'none'",

@@ -1,4 +1,4 @@
-"""A tab's inputs as the browser keeps them: what an edit dims, the request that is shown, and the link that restores them.
+"""A tab's inputs as the browser keeps them: which result an edit greys out, the displayed request, and the link that restores the inputs.
 
 The link has the inputs in its fragment, which no browser sends to a server.
 """
@@ -42,7 +42,7 @@ class Form:
         return list(self.inputs.values())
 
     def made_from(self, values: Sequence[Any]) -> dict[str, Any]:
-        """The inputs that a result was made from; the browser compares them with the present ones."""
+        """The inputs of a result; the browser compares them with the current ones."""
         return dict(zip(self.inputs, values, strict=True))
 
     def script(self, function: str) -> str:
@@ -53,7 +53,7 @@ class Form:
     def follow(self, code: gr.HTML, as_code: AsCode, also: Sequence[Dependency] = ()) -> Dependency:
         """Restores the inputs from the page's link, and from then on follows every change of them.
 
-        `as_code(url, *values)` makes the snippets of the present inputs; it may raise a RequestError. `also` are events that
+        `as_code(url, *values)` makes the snippets for the current inputs; it may raise a RequestError. `also` are events that
         change inputs whose own change event the browser does not send, because they are hidden. Returns the restoring event.
         """
 

@@ -1,4 +1,4 @@
-"""The Live tab: the service's current activity, read from its metrics once per second."""
+"""The Live tab: the service's current activity, from its metrics, updated once per second."""
 
 import math
 import time

@@ -94,7 +94,7 @@ def error_box(status: int, code: str, message: str) -> str:
 
 
 def file_drop(text: str, elem_id: str, also_on: str) -> gr.HTML:
-    """A place to drop a text file on, or to choose one; so is what the CSS selector `also_on` finds.
+    """An area to drop a text file on, or to choose one; elements that match the CSS selector `also_on` also accept a dropped file.
 
     Its upload event comes with the file's text as its value. The file itself is not uploaded.
     """

@@ -1,6 +1,6 @@
 """The geometry of the charts: values to percentages of a plot's width and height, and to SVG paths. Draws nothing.
 
-A chart stretches with its column: its lines are an SVG without a size of its own, its words HTML that keeps theirs.
+A chart stretches with its column: its lines are an SVG without a fixed size, its words are HTML and keep their size.
 """
 
 import math
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 PADDING = 0.06
-"""The room of a fitted axis beyond its values, as a share of their range."""
+"""The margin of a fitted axis beyond its values, as a share of their range."""
 MAX_POINTS = 1200
 """Maximum points of a line: more would not be visible, and a long text has thousands of tokens."""
 

@@ -24,7 +24,7 @@ UNIT = Axis(0, 1, 0.25)
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What is to be scored: per response its label, its text and the API's item, and the options for all of them."""
+    """What to score: each response's label, text and API item, and the options for all of them."""
 
     labels: Sequence[str]
     texts: Sequence[str]
@@ -41,7 +41,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A response and its scores. `places`: per model, the place of the response among all, from 1; ties share one."""
+    """A response and its scores. `places`: the response's rank by each model's score, from 1; ties share a rank."""
 
     label: str
     text: str
@@ -120,7 +120,7 @@ def rank_by(scores: Scores, selection: Mapping[str, Any] | None) -> tuple[str | 
 
 
 async def selections(client: Client, found: Sequence[Scores], *, is_safety: bool) -> list[dict[str, Any]] | None:
-    """Per response what the service's rule selects; None if a model that the rule needs is not loaded."""
+    """For each response, what the service's rule selects; None if a model that the rule needs is not loaded."""
     needed = ROLES[:1] if is_safety else ROLES
     if not all(role in found[0] for role in needed):
         return None

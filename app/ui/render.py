@@ -16,7 +16,7 @@ LARGE, SMALL = 1e4, 1e-2
 
 
 def number(value: float, digits: int = 3) -> str:
-    """A number to read: three decimals; fewer if it is large, two significant digits if it is tiny."""
+    """A number for reading: three decimals; fewer if it is large, two significant digits if it is tiny."""
     if value == 0:
         return "0"
     if not math.isfinite(value):
@@ -53,7 +53,7 @@ def count(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time in the unit that it reads best in."""
+    """A time in a readable unit."""
     return f"{number(seconds, 2)} s" if seconds >= 1 else f"{number(1000 * seconds, 1)} ms"
 
 

@@ -1,7 +1,7 @@
 """The score after every word of a response, as a chart and as coloured words. Draws nothing.
 
-A model scores after every token; a word's score is the one after its last token. The tokens of the prompt and of the chat
-template are not shown, only what they leave: the score before the response, and the final score.
+A model scores after every token; a word's score is the one after its last token. Tokens of the prompt and of the chat
+template are not shown, only the scores after them: the score before the response, and the final score.
 """
 
 import itertools
@@ -55,7 +55,7 @@ def strips(scores: Mapping[str, Mapping[str, Any]], texts: Mapping[str, Tokens],
 
 
 def strip(tokens: Tokens, token_scores: Mapping[str, list[float]], threshold: float) -> Strip:
-    """Of the scores after every token, shape (tokens,) per model."""
+    """Makes the strip from the scores after every token, shape (tokens,) per model."""
     first, last = tokens.num_prompt, len(tokens.texts) - tokens.num_after
     spans = word_spans(tokens.texts, first, last)
     has_start, has_end = first > 0, tokens.num_after > 0 or not spans
@@ -99,14 +99,14 @@ def relative_changes(values: list[float], *, has_start: bool) -> list[float]:
 def word_spans(texts: tuple[str, ...], first: int, last: int) -> list[tuple[int, int]]:
     """(first token, end) of each word in the tokens from `first` to `last`.
 
-    A word is what stands between white space, with its punctuation; scripts that are written without spaces have a word per
-    token. White space belongs to the word after it, and at the very end to the last word.
+    Words are separated by white space and include their punctuation; in scripts without spaces, each token is a word. White
+    space belongs to the word after it, or to the last word at the very end.
     """
     starts = [i for i in range(first, last) if i == first or begins_word(texts[i - 1], texts[i])]
     spans: list[tuple[int, int]] = []
     for start, end in zip(starts, [*starts, last][1:], strict=True):
         if spans and not "".join(texts[spans[-1][0] : spans[-1][1]]).strip():
-            spans[-1] = (spans[-1][0], end)  # white space alone, before a word
+            spans[-1] = (spans[-1][0], end)  # only white space, before a word
         else:
             spans.append((start, end))
     return spans
