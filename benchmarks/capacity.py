@@ -1,15 +1,15 @@
 """Predicts what one engine can score and how many engines a number of trainers needs, without measuring.
 
-`python -m benchmarks.capacity` prints docs/scaling.md's table; `benchmarks.capacity_check` holds the model against
-measured runs. Four things bound an engine, each in items (sequences to be scored) a second:
+`python -m benchmarks.capacity` prints docs/scaling.md's table; `benchmarks.capacity_check` compares the model
+with measured runs. An engine has four limits, each in items (sequences to be scored) per second:
 
-- arithmetic: the FLOPs of an item's own tokens, its prompt's divided among the responses that share it, over the
-  device's GEMM rate times the part of it that the engine reaches;
-- the event loop: requests a second of one process;
-- tokenization: one thread's tokens a second;
-- the network: bytes a second.
+- arithmetic: the FLOPs of an item's own tokens, those of its prompt divided among the responses that share it, and the
+  device's GEMM rate times the share of it that the engine reaches;
+- the event loop: one process's requests per second;
+- tokenization: one thread's tokens per second;
+- the network: bytes per second.
 
-The least of them is the bottleneck.
+The lowest of them is the bottleneck.
 """
 
 import argparse
@@ -28,8 +28,8 @@ BYTES_PER_REQUEST = 700
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """A process with its device. `gemm_flops`: of `benchmarks.gemm` on the model's shapes; `efficiency`: the part of it that
-    the engine reaches (`executed/GEMM`); `bytes_per_value`: of weights and activations.
+    """A process with its device. `gemm_flops`: the rate from `benchmarks.gemm` on the model's shapes; `efficiency`: the share of
+    it that the engine reaches (`executed/GEMM`); `bytes_per_value`: the size of weights and activations.
     """
 
     name: str
@@ -93,8 +93,8 @@ def items_per_second(engine: Engine, shapes: Sequence[ModelShape], traffic: Traf
 
 
 def working_bytes_per_token(shape: ModelShape, bytes_per_value: int) -> int:
-    """Of a forward, whose largest moment is in an MLP: the residual, its norm, and three values of the intermediate size
-    (activated gate, up, their product). Nothing is kept from layer to layer, and no cache outlives a batch.
+    """Memory of a forward pass. Its peak is in an MLP: the residual, its norm, and three values of the intermediate size
+    (activated gate, up, their product). Nothing is kept between layers, and no cache outlives a batch.
     """
     return bytes_per_value * (2 * shape.hidden_size + 3 * shape.intermediate_size)
 
@@ -151,8 +151,8 @@ SMOLLM2_135M = ModelShape(30, 576, 1536, 9, 3, 64)
 CPU = Engine("2 cores, AVX-512", 330e9, 0.59, 4, 4096, loop_requests=2479, tokenizer_tokens=570e3)
 """This project's machine: the table in docs/performance.md; one thread tokenizes 507,000 (long texts) to 815,000 (short ones) tokens a second."""
 H100 = Engine("H100", 700e12, 0.6, 2, 32768, loop_requests=2479, tokenizer_tokens=570e3)
-"""Not measured: 0.7 of the data sheet's 989 TFLOP/s for bf16 without sparsity, and this engine's part of it as
-on a CPU. The processor beside it as ours.
+"""Not measured: 0.7 of the data sheet's 989 TFLOP/s for bf16 without sparsity, the same efficiency of
+the engine as on a CPU, and a host CPU like this project's.
 """
 TRAINERS = Traffic(1000, 64, step_seconds=60, num_responses=8, prompt_tokens=256, response_tokens=512)
 SCENARIOS = (

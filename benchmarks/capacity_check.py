@@ -1,9 +1,9 @@
-"""The capacity model against this machine: `python -m benchmarks.capacity_check`, a minute on a quiet one. With
-`--published` against the table in docs/performance.md, which `python -m benchmarks run` measured.
+"""Compares the capacity model with this machine: `python -m benchmarks.capacity_check`, one minute on a quiet machine. With
+`--published`, compares it with the table in docs/performance.md, which `python -m benchmarks run` measured.
 
 Scores the benchmark's workloads with the engine in this process, and measures the GEMM rate around each. The efficiency
-is taken from `distinct` alone; what the model then says of the other workloads is compared with what they did. Beside
-it a forward's memory a token, and the tokenizer's rate. Nothing is measured of HTTP: that is `python -m benchmarks run`.
+comes from `distinct` alone; with it, the model predicts the other workloads, and the predictions are compared with the measurements. Also
+measures a forward pass's memory per token and the tokenizer's rate. It does not measure HTTP: `python -m benchmarks run` does.
 """
 
 import argparse

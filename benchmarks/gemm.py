@@ -1,7 +1,7 @@
 """The machine's fp32 matrix-product rate on the shapes of a model's own projections.
 
-`echo | python -m benchmarks.gemm CONFIG_JSON --rows 4096 --threads 2` measures once for every line of its input and prints FLOP/s.
-It is a process of its own (`reference.GemmMeter`), so that the load generator holds neither torch nor its threads.
+`echo | python -m benchmarks.gemm CONFIG_JSON --rows 4096 --threads 2` measures once per input line and prints FLOP/s.
+It is a separate process (`reference.GemmMeter`), so that the load generator has neither torch nor its threads.
 """
 
 import argparse

@@ -1,8 +1,8 @@
-"""Measures what batch invariance costs: the engine with and without it, on the same texts.
+"""Measures the cost of batch invariance: the engine with and without it, on the same texts.
 
-`strict` is the engine. `loose` lets MKL sum a product's rows as it likes. `plain` also computes attention by sequence in one
-call, of the length that it has, and pads no rows: what one would write without the promise. Each runs in a process of its
-own, in turn, since MKL reads its mode once.
+`strict` is the engine. `loose` uses MKL's default mode, in which sums may depend on the number of rows. `plain` also computes attention in
+one call per sequence and pads no rows, as one would without the promise of invariance. Each runs in a separate process, in turn,
+since MKL reads its mode once.
 """
 
 import argparse
@@ -106,7 +106,7 @@ class PlainAttention:
         return out.view(1, query.shape[2], num_heads, value.shape[3])
 
     def upload(self, device: torch.device, windows: Iterable[int | None]) -> None:
-        """Nothing is kept on a device."""
+        """Does nothing: there is nothing to keep on the device."""
 
 
 class PlainBackend:

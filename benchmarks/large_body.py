@@ -1,7 +1,7 @@
 """Measures large `/ppo-reward` bodies, and how long other requests wait meanwhile.
 
-The items come with their scores, so that no model runs: what is left is parsing, arithmetic and writing. Meanwhile one
-connection asks `/health` and another scores a short text, over and over.
+The items contain their scores, so no model runs: only parsing, arithmetic and writing remain. Meanwhile one connection requests
+`/health` and another scores a short text, repeatedly.
 """
 
 import asyncio
@@ -91,8 +91,8 @@ async def _measure(port: int, repeats: int) -> dict[str, LargeBody]:
 
 
 def post(port: int, path: str, body: bytes, status: int) -> None:
-    """Raises RuntimeError for another status than `status`. Run it in a thread of its own, so that the probes
-    do not wait for this client.
+    """Raises RuntimeError if the status is not `status`. Run it in a separate thread, so that the probes do not
+    wait for this client.
     """
     connection = http.client.HTTPConnection("127.0.0.1", port)
     connection.request("POST", path, body, {"content-type": "application/json"})
@@ -104,7 +104,7 @@ def post(port: int, path: str, body: bytes, status: int) -> None:
 
 
 async def beside_probes(port: int, work: Awaitable[object], num_bytes: int) -> LargeBody:
-    """Awaits `work` while two connections ask over and over."""
+    """Awaits `work` while two connections send requests repeatedly."""
     done = asyncio.Event()
     health = f"GET /health HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode()
     score = Endpoint(port, "/score").request_bytes(json.dumps(SHORT).encode())

@@ -1,6 +1,6 @@
 """Load on one endpoint: a closed loop at a concurrency, or an open loop at a rate.
 
-Knows requests as bytes and answers as bytes; what they mean is the servers' matter. All times are seconds of one monotonic clock.
+Requests and responses are bytes here; their meaning is in `servers`. All times are seconds of one monotonic clock.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from benchmarks.client import Connection, Endpoint, ProtocolError, Response
 
 MAX_IDLE_SECONDS = 2.0
-"""Well under the 5 s after which uvicorn closes an idle connection."""
+"""Seconds; well under the 5 s after which uvicorn closes an idle connection."""
 
 
 class LoadError(Exception):

@@ -1,7 +1,7 @@
 """Measures how long other requests wait while very long texts are tokenized, under a limit of a million tokens.
 
-The texts are over the limit, so they are refused: what is measured is tokenization, and no model runs for them. Meanwhile
-one connection asks `/health` and another scores one short text after the other.
+The texts are over the limit and get rejected, so only their tokenization is measured and no model runs for them. Meanwhile one
+connection requests `/health` and another scores one short text after the other.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from benchmarks.table import format_table
 MAX_LENGTH = 1 << 20
 NUM_CHARS = 12_000_000
 NUM_UNCUTTABLE_CHARS = 1_000_000
-"""Of one kind of characters; a longer run is refused without being tokenized."""
+"""Maximum run of one kind of character; a longer run is rejected without being tokenized."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 QUIET_SECONDS = 2.0
 
@@ -38,7 +38,7 @@ TEXTS: dict[str, Callable[[], list[str]]] = {
 
 
 def make_checkpoint(directory: Path) -> Path:
-    """A one-layer model that takes a million tokens, with the shipped models' tokenizer."""
+    """A one-layer model that accepts a million tokens, with the demo models' tokenizer."""
     import torch
     from transformers import LlamaConfig, LlamaForSequenceClassification
 

@@ -1,7 +1,7 @@
 """Measures one workload on several servers: they start together, take turns, and must agree with each other and the reference.
 
-Every repeat has texts of its own, so that no server's cache outlives it, and rotates the order of the servers; those that do
-not run are stopped by signal, and the machine's GEMM rate is taken before and after each turn.
+Every repeat has different texts, so a server's cache is of no use to the next repeat, and rotates the order of the servers. A signal suspends
+the waiting servers, and the machine's GEMM rate is measured before and after each turn.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The plan of a measurement. `rate` (requests/s) turns the closed loop into an open one; `pruned_last_layer` says what the service executes."""
+    """The plan of a measurement. `rate` (requests/s) turns the closed loop into an open one; `pruned_last_layer`: whether the service computes its last layer only for scored rows."""
 
     targets: tuple[str, ...]
     repeats: int

@@ -1,11 +1,11 @@
-"""Measures what a busy neighbour costs: the engine on all processors, with and without another process that computes.
+"""Measures the cost of a busy neighbour: the engine on all cores, with and without another process that computes.
 
-`fixed` is what REWARD_NUM_THREADS does: the physical cores, whatever other processes do. `following` is the default: as
-many threads as processors are free. `watching` reads the same counters and takes the machine for quiet: what the default
-costs on a quiet machine, measured even where the machine is not. The engines are loaded, each in a process of its own,
-and take turns; each turn is measured without the neighbour and then beside it.
+`fixed` is an engine with REWARD_NUM_THREADS: always one thread per physical core. `following` is the default: as many threads as
+cores are free. `watching` reads the same counters but treats the machine as quiet, to measure the cost of the default on a quiet
+machine even if the machine is not quiet. Each engine is in a separate process; the engines take turns, and each turn is measured
+first without and then with the neighbour.
 
-Other programs on the machine are neighbours too. The table shows how much of the processors they used.
+Other programs on the machine are neighbours too. The table shows how many cores they used.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from benchmarks.table import format_table
 
 MODES = ("fixed", "watching", "following")
 STREAMS = {"small": [(1, 50)] * 15, "medium": [(4, 60)] * 4, "large": [(10, 120)]}
-"""By name, the requests of a turn, one after the other: how many texts each has, and of how many words."""
+"""The consecutive requests of a turn, by name: the number of texts of each, and of words of each text."""
 SETTLE_SECONDS = 0.6
 
 logger = logging.getLogger(__name__)
@@ -121,7 +121,7 @@ def paused_neighbour() -> Iterator["subprocess.Popen[bytes]"]:
 
 
 def format_neighbour(turns: Sequence[Turn]) -> str:
-    """Busy throughput by quiet throughput of each turn, and both by `fixed`'s quiet one of the same repeat."""
+    """Busy divided by quiet throughput of each turn, and both divided by the quiet throughput of `fixed` in the same repeat."""
     rows = []
     for stream in STREAMS:
         by_mode = {mode: [turn for turn in turns if (turn.stream, turn.mode) == (stream, mode)] for mode in MODES}

@@ -1,6 +1,6 @@
 """`python -m benchmarks.probe PORT`: requests /health repeatedly until its input ends, then prints the seconds of each response.
 
-A process of its own, that imports next to nothing: what it measures is the server, and not a client that is busy with its load.
+A separate process that imports almost nothing, so that it measures the server and not a client that is busy with its load.
 """
 
 import http.client

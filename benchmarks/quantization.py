@@ -2,9 +2,9 @@
 
     python -m benchmarks.quantization
 
-The models are the shipped two, and SmolLM2-135M with a head: ridge regression on the last token's state that tells
-answers sampled at a low temperature from answers to the same prompts at a high one, fitted on other prompts than those
-that are measured. Texts are the recipe's. Prints one table and, on the last line, JSON.
+The models are the two demo models, and SmolLM2-135M with a head. The head is a ridge regression on the last token's state that
+distinguishes answers sampled at a low temperature from answers to the same prompts at a high one; it is fitted on other prompts
+than those measured. The texts come from the recipe. Prints one table and, on the last line, JSON.
 """
 
 import argparse
@@ -45,15 +45,15 @@ class Row:
     mean_difference: float
     max_difference: float
     spearman: float
-    flipped_pairs: float  # of all pairs of texts, how many change their order
-    flipped_answers: float  # of the prompts, how many prefer the other of their two answers
+    flipped_pairs: float  # share of all pairs of texts whose order changes
+    flipped_answers: float  # share of the prompts whose better answer changes
     megabytes: tuple[float, float]  # float32, int8
     tokens_per_second: tuple[float, float]
     is_batch_invariant: bool
 
 
 def read_pairs(num_prompts: int, skip: int = 0) -> list[PromptResponse]:
-    """Two responses to each prompt, one after the other; the prompts cover the kinds evenly."""
+    """Two consecutive responses per prompt; the prompts cover the kinds evenly."""
     rows = [json.loads(line) for file in sorted(PREFERENCES.glob("*.jsonl")) for line in file.open(encoding="utf-8")]
     chosen = rows[skip :: len(rows) // num_prompts][:num_prompts]
     return [PromptResponse(row["prompt"], response["text"]) for row in chosen for response in row["responses"][:2]]
@@ -128,7 +128,7 @@ def make_smollm2(directory: Path, texts: Sequence[PromptResponse]) -> Path:
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     tokenizer.pad_token = PADDING
     config = base.config
-    del config.quantization_config  # it says GGUF, which these weights no longer are
+    del config.quantization_config  # it describes GGUF, but these weights are converted
     config.num_labels, config.tie_word_embeddings = 1, False
     config.pad_token_id = tokenizer.get_vocab()[PADDING]
     config.architectures = ["LlamaForSequenceClassification"]
@@ -140,7 +140,7 @@ def make_smollm2(directory: Path, texts: Sequence[PromptResponse]) -> Path:
     tokenizer.save_pretrained(unfitted)
     net.score.weight.data.copy_(ridge_head(load(unfitted, "float32"), texts))
     net.save_pretrained(unfitted)
-    unfitted.rename(directory)  # whole, or not there
+    unfitted.rename(directory)  # complete, or absent
     return directory
 
 

@@ -1,4 +1,4 @@
-"""What servers are compared with, computed in separate processes: the reference scores and the machine's GEMM rate."""
+"""The reference for the servers, computed in separate processes: reference scores and the machine's GEMM rate."""
 
 import json
 import subprocess

@@ -1,7 +1,7 @@
 """Reference scores: transformers' own fp32 forward on one unpadded text at a time.
 
-`python -m benchmarks.reference_forward CHECKPOINT --threads 2` reads a JSON list of texts and prints the list of their scores. It is a process of its own
-(`reference.reference_scores`), so that the load generator never loads a model.
+`python -m benchmarks.reference_forward CHECKPOINT --threads 2` reads a JSON list of texts and prints the list of their scores. It is a separate
+process (`reference.reference_scores`), so that the load generator never loads a model.
 """
 
 import argparse

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 class Sample:
     """One server's turn in one repeat.
 
-    `useful_flops`: every sequence whole, as a server without sharing computes it; None for a server that scores nothing. `executed_flops`: on the rows that the
-    server says it computed, None where it says nothing. `gemm_flops_per_second`: around this turn. `processor_seconds`: of the server alone.
+    `useful_flops`: for every sequence in full, as without sharing; None if the server computes no scores. `executed_flops`: for the
+    rows that the server reports as computed; None if it reports none. `gemm_flops_per_second`: measured before and after this turn.
+    `processor_seconds`: of the server only.
     """
 
     workload: str

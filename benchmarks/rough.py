@@ -1,7 +1,7 @@
 """Badly behaved clients that a server must expect: slow, disconnecting, oversized, silent, idle.
 
-`python -m benchmarks.rough PORT NAME...` is these crowds until its input ends. A process of its own, so that what they do
-costs the normal traffic's client nothing: what they disturb is the server.
+`python -m benchmarks.rough PORT NAME...` runs these crowds until its input ends. They run in a separate process, so that they disturb
+only the server and not the client of the normal traffic.
 """
 
 import asyncio
@@ -90,7 +90,7 @@ def crowds(names: Sequence[str], port: int) -> Iterator[None]:
     command = [sys.executable, "-m", "benchmarks.rough", str(port), *names]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdout is not None
-    process.stdout.readline()  # they are there from now on
+    process.stdout.readline()  # they are connected from now on
     try:
         yield
     finally:

@@ -1,9 +1,9 @@
 """Measures prefix sharing with several engines: `python -m benchmarks.scaling` prints the table of docs/scaling.md.
 
-The workload `groups` (6 prompts x 16 responses, one a request, all in flight at once) against the service on a Ray cluster
-of this machine, by number of engines, with requests routed by load and by prompt. What is measured is which prompts
-met: the sharing ratio, 1 - computed tokens / tokens, as the answers' `usage` says. The engines share this machine's
-cores, so that more of them are no faster; throughput says what the way through Ray costs.
+It sends the workload `groups` (6 prompts x 16 responses, one per request, all at once) to the service on a local Ray cluster,
+with different numbers of engines, and requests routed by load or by prompt. It measures the sharing ratio, 1 - computed tokens / tokens, from
+the responses' `usage`: how often responses to one prompt were on one engine. The engines share this machine's cores, so more engines are not
+faster; the throughput shows the overhead of Ray.
 """
 
 import argparse
@@ -39,7 +39,7 @@ HEADERS = ("engines", "routed by", "sharing ratio", "low-high", "of what there i
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """One pass. `ratio` is the share of tokens that sharing saved, `possible` the most that it could save with these texts;
+    """One pass. `ratio` is the share of tokens that sharing saved, `possible` the maximum for these texts;
     `busiest` is the busiest engine's share of all tokens.
     """
 

@@ -1,4 +1,4 @@
-"""Starts a service for the reliability runs, with the shipped models or with a tiny one that makes HTTP the bottleneck."""
+"""Starts a service for the reliability runs, with the demo models or with a tiny one that makes HTTP the bottleneck."""
 
 import contextlib
 import json
@@ -42,7 +42,7 @@ def make_tiny(directory: Path) -> Path:
 def served(kind: str, work_dir: Path, *, num_threads: int, **settings: str) -> Iterator[ServerProcess]:
     """Runs the service on a tiny checkpoint as both models (`tiny`), or on the shipped models (`models`).
 
-    Call on the main thread: SIGTERM, too, ends the service with its caller.
+    Call on the main thread, so that SIGTERM to the caller also stops the service.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     models = {"SAFETY_MODEL": str(MODELS / "safety"), "HELPFULNESS_MODEL": str(MODELS / MODEL)}
@@ -76,12 +76,12 @@ def score_body(text: str) -> bytes:
 
 
 def scores_of(body: bytes) -> dict[str, float]:
-    """By model, of an answer to `score_body`."""
+    """The scores by model, from a response to `score_body`."""
     return {name: entry["score"] for name, entry in json.loads(body)["results"][0]["scores"].items()}
 
 
 async def lone_scores(endpoint: Endpoint, bodies: list[bytes]) -> list[dict[str, float]]:
-    """Each scored when there is nothing else to score."""
+    """The score of each text, computed while the service does nothing else."""
     connection = await Connection.connect(endpoint)
     scores = []
     for body in bodies:

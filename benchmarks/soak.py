@@ -1,11 +1,11 @@
 """`python -m benchmarks.soak --minutes 30`: does the service's memory grow, or does it slow down, under long use?
 
-Measures what the service can do with a mix of requests, then sends it that mix at a share of it (Poisson arrivals) for the time
-given, some of it wrong, some of whose clients leave, with a reload now and then, and prints what the process holds and how fast
-it answers. Ends with 1 where memory, files, threads or latency grow, or an answer is not what it must be.
+Measures the service's maximum rate for a mix of requests, then sends that mix at a share of this rate (Poisson arrivals) for the given
+time. The mix includes invalid requests, clients that disconnect, and occasional reloads. Prints the process's memory, files and threads
+and its latency. Exits with 1 if any of these grow, or a response is wrong.
 
 The prefix cache fills up to its limit, and again after each reload. The limit is low enough for the cache to be full in the
-first third of the run, so that what grows later is a leak. Where it was not full in the second third, memory may grow by the limit.
+first third of the run, so that growth after that is a leak. If it was not full in the second third, memory may grow by the limit.
 """
 
 import argparse
@@ -68,7 +68,7 @@ class Minute:
     latencies: list[float] = field(default_factory=list)
     outcomes: Counter[str] = field(default_factory=Counter)
     cache_is_full: bool = False
-    """Whether every prefix cache was seen to be full in it, before a reload."""
+    """Whether every prefix cache was full in this third, before a reload."""
 
 
 def mix(count: int, seed: int) -> list[Call]:

@@ -1,4 +1,4 @@
-"""Measures the service's time from its command to ready, and its memory then."""
+"""Measures the time from the service's command until it is ready, and its memory then."""
 
 from pathlib import Path
 

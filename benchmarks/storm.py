@@ -1,9 +1,9 @@
 """`python -m benchmarks.storm`: thousands of requests at once, then badly behaved clients.
 
-First every text is scored alone. Then all of them come at once, each on a connection of its own: each must get its own
-score, to the bit where the service promises it, or a 503 with Retry-After, or a 504. Then normal traffic runs without and with
-crowds of rough clients (`rough`), each alone and all together. Ends with 1 where a request was lost, mixed up or left hanging,
-or /health was slow in the storm.
+First every text is scored alone. Then all are sent at once, each on its own connection: each must get its own score (with the same
+bits, if the service promises batch invariance), or a 503 with Retry-After, or a 504. Then normal traffic runs without and with crowds of
+rough clients (`rough`), each alone and all together. Exits with 1 if a request was lost, mixed up or left hanging, or if /health
+was slow during the storm.
 """
 
 import argparse
@@ -85,8 +85,8 @@ ALLOWED = ("scored", "503", "504")
 
 
 def with_crowds(process: ServerProcess, bodies: list[bytes]) -> tuple[list[list[str]], bool]:
-    """A table's rows: normal traffic alone, with each crowd, with all of them, and as soon as they are gone, with its p50 and
-    p99 in parts of what they are alone; and whether /health always answered."""
+    """A table's rows: normal traffic alone, with each crowd, with all of them, and right after they are gone, with p50 and p99
+    relative to those alone; and whether /health always answered."""
     endpoint = Endpoint(process.port, "/score")
     each = {f"{count} x {name}": (name,) for name, (_, count) in CROWDS.items()}
     casts = {"none": (), **each, "all of them": tuple(CROWDS), "none any more": ()}

@@ -1,6 +1,6 @@
 """Summarises samples as one table and one JSON object: medians over the repeats, their spread, ratios to the service.
 
-Ratios are taken inside each repeat, where both servers met the same texts and nearly the same machine, and then summarised.
+Ratios are computed within each repeat, in which both servers had the same texts and nearly the same conditions, and then summarised.
 """
 
 import dataclasses
@@ -26,8 +26,8 @@ class Row:
     """One server on one workload over all repeats.
 
     `service_ratio`: the service's throughput over this server's; `processor_ratio`: this server's processor time over the
-    service's. Both are None for want of the service. `processor_ms`: processor time per request. `useful_share` and
-    `executed_share`: of the GEMM rate, reached by the FLOPs that `Sample` defines.
+    service's. Both are None if the service was not measured. `processor_ms`: processor time per request. `useful_share` and
+    `executed_share`: the share of the GEMM rate, by the FLOPs that `Sample` defines.
     """
 
     workload: str

@@ -51,7 +51,7 @@ def watching(pid: int, port: int, *, sample_seconds: float = 0.25) -> Iterator[W
     command = [sys.executable, "-m", "benchmarks.probe", str(port)]
     prober = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert prober.stdout is not None
-    prober.stdout.readline()  # it asks from now on
+    prober.stdout.readline()  # it sends requests from now on
 
     def keep_sampling() -> None:
         while not stopped.wait(sample_seconds):

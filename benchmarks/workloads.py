@@ -1,8 +1,8 @@
 """The benchmark texts: seven shapes of trainers' traffic, generated from a seed and a word list.
 
-Knows no tokenizer: words come from outside (`tokenizer_words` takes those that are one token each), so the number of
-words is the number of tokens but for the chat markup. Every seed gives other words but the same lengths, so that repeats
-compare and no server's cache outlives a repeat.
+Uses no tokenizer: the caller passes the words (`tokenizer_words` selects those that are one token each), so the number of words is
+the number of tokens except for the chat markup. Every seed gives different words with the same lengths, so repeats are comparable
+and a server's cache is of no use to the next repeat.
 """
 
 import random
@@ -91,9 +91,9 @@ def _long(words: Sequence[str], source: random.Random) -> Workload:
 
 
 def _trickle(words: Sequence[str], source: random.Random) -> Workload:
-    """8 prompts of some 1,200 tokens x 12 responses of 40 to 80, a response per prompt in turn.
+    """8 prompts of about 1,200 tokens x 12 responses of 40 to 80, one response per prompt in turn.
 
-    So the responses of one prompt are never in flight together, as when a trainer scores each rollout once it is done.
+    So two responses to one prompt are never in flight together, as when a trainer scores each rollout once it is done.
     """
     prompts = [_phrase(words, source, num_words) for num_words in _spread(8, 1150, 1250)]
     lengths = _spread(96, 40, 80)
@@ -103,7 +103,7 @@ def _trickle(words: Sequence[str], source: random.Random) -> Workload:
 
 
 def _turns(words: Sequence[str], source: random.Random) -> Workload:
-    """8 conversations of 8 turns, scored after each turn; the last has some 1,500 tokens. All turn 1s come first, then all turn 2s."""
+    """8 conversations of 8 turns, scored after each turn; the last has about 1,500 tokens. All turn 1s come first, then all turn 2s."""
     conversations = [""] * 8
     texts: list[str] = []
     for turn in range(8):

@@ -1,5 +1,5 @@
-"""What one GPU does: `make gpu-test` (equality) and `python -m benchmarks gpu` (throughput).
+"""Checks and measures one GPU: `make gpu-test` (equality) and `python -m benchmarks gpu` (throughput).
 
-Both run on a bare machine: Python, torch and transformers, no network, no weights, no virtual environment of ours. Without
-a GPU they say so and exit 0. `--device cpu` runs them in a small form, which shows that they work and measures nothing.
+Both need only Python, torch and transformers: no network, no weights, no virtual environment. Without a GPU they print a message
+and exit with 0. `--device cpu` runs a small version, which shows that they work but measures nothing.
 """

@@ -1,6 +1,6 @@
 """Does packed attention on this GPU give transformers' own scores? How often is it compiled, and what memory does it take?
 
-`make gpu-test`, or `python -m benchmarks.gpu.equality`. Exits with 1 where a check fails. The last line is JSON.
+`make gpu-test`, or `python -m benchmarks.gpu.equality`. Exits with 1 if a check fails. The last line is JSON.
 """
 
 import json
@@ -43,9 +43,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": WINDOW},
 }
 FLOAT32_TOLERANCE = 1e-4
-"""Of a score, relative to max(1, |score|). On the CPU it is 1e-5; a GPU sums in another order in every batch."""
+"""Tolerance of a score, relative to max(1, |score|). On the CPU it is 1e-5; a GPU sums in a different order in every batch."""
 BFLOAT16_RATIO, BFLOAT16_FLOOR = 2.0, 0.02
-"""A score in bfloat16 may be so many times as far from the float32 one as transformers' own bfloat16 score, or so far."""
+"""A bfloat16 score's maximum distance from the float32 score: this factor times that of transformers' own bfloat16 score, or this
+value."""
 NUM_BATCHES = 200
 NUM_SMALL_BATCHES = 40  # on the CPU
 MASK_LIMITS = {32_768: 50e6, 131_072: 200e6}
@@ -53,7 +54,7 @@ MASK_LIMITS = {32_768: 50e6, 131_072: 200e6}
 
 @dataclass(slots=True)
 class Report:
-    """What was found; `failures` is empty where all is well."""
+    """The results; `failures` is empty if all checks passed."""
 
     found: dict[str, Any] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
@@ -64,7 +65,7 @@ class Report:
 
 
 def random_batch(rng: np.random.Generator, prompts: list[list[int]], max_sequences: int) -> Batch:
-    """Sequences of which some share a prompt, of this batch or of one before."""
+    """Sequences, some of which share a prompt with others of this batch or of an earlier one."""
     lists = []
     for _ in range(int(rng.integers(2, max_sequences))):
         if not prompts or rng.random() < 0.3:
@@ -78,7 +79,7 @@ def random_ids(rng: np.random.Generator, n: int) -> list[int]:
 
 
 def tested_model(net: Any, device: torch.device, report: Report, what: str) -> RewardModel:
-    """The model with the plan that it would be served with, which must be flex_attention with a prefix cache."""
+    """The model with the execution plan of the service, which must be flex_attention with a prefix cache."""
     model = make_model(net, device, max_batch_tokens=32_768)
     select_plan(model)
     report.check(model.plan.name == "packed with flex_attention", f"{what} takes another path: {model.plan.reason}")
@@ -122,7 +123,7 @@ def check_scores(family: str, device: torch.device, config: dict[str, Any], num_
 
 
 def check_compilations(device: torch.device, config: dict[str, Any], num_batches: int, report: Report) -> None:
-    """Over random batches of two models, one with windows, no more graphs than the ladder has lengths."""
+    """Random batches of two models, one with sliding windows, compile no more graphs than there are padded lengths."""
     torch.compiler.reset()
     before = num_graphs()
     models = [
@@ -145,7 +146,7 @@ def check_compilations(device: torch.device, config: dict[str, Any], num_batches
 
 
 def check_memory(device: torch.device, config: dict[str, Any], report: Report) -> None:
-    """The mask on the device, and a forward of the largest batch."""
+    """Memory of the mask on the device, and of a forward pass of the largest batch."""
     found: dict[str, float] = {}
     for num_tokens, limit in MASK_LIMITS.items():
         tree = PrefixTree.of([encode_key(range(num_tokens))])

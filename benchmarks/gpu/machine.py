@@ -14,7 +14,7 @@ from app.engine import self_test
 
 
 def parse_device(description: str | None, arguments: list[str] | None) -> torch.device:
-    """The device of the command line, by default the first GPU. Without one it says so and exits with 0."""
+    """The device of the command line, by default the first GPU. Without one, prints a message and exits with 0."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: a small form, for a try")
     name = parser.parse_args(arguments).device
@@ -47,7 +47,7 @@ def synchronize(device: torch.device) -> None:
 
 
 class Watch:
-    """Prints what is done next, with the seconds since the start."""
+    """Prints the next step, with the seconds since the start."""
 
     def __init__(self) -> None:
         self._started = time.perf_counter()

@@ -16,7 +16,7 @@ PAD = 0
 
 
 def make_net(device: torch.device, dtype: torch.dtype, **config: Any) -> Any:
-    """A sequence classifier with one output, its weights random and so wide that scores differ visibly."""
+    """A sequence classifier with one output; its random weights are large enough for scores to differ visibly."""
     torch.manual_seed(0)
     values = {"num_labels": 1, "pad_token_id": PAD, **config}
     with torch.device(device):
@@ -27,7 +27,7 @@ def make_net(device: torch.device, dtype: torch.dtype, **config: Any) -> Any:
 
 
 def widen(net: Any) -> Any:
-    """Wider matrices, so that attention matters to the score as it does in a trained model."""
+    """Enlarges the weights, so that attention affects the score as in a trained model."""
     with torch.no_grad():
         for module in net.modules():
             if isinstance(module, nn.Linear):
@@ -36,7 +36,7 @@ def widen(net: Any) -> Any:
 
 
 def make_model(net: Any, device: torch.device, *, max_batch_tokens: int, name: str = "helpfulness") -> RewardModel:
-    """A reward model of the net, not yet tested."""
+    """A reward model of the net, before its self-test."""
     config = net.config
     words = {"<pad>": PAD, "<unk>": 1} | {f"w{i}": i for i in range(2, 64)}
     special = {"pad_token": "<pad>", "unk_token": "<unk>"}

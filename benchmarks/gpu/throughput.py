@@ -1,10 +1,10 @@
-"""What a Llama of 8B parameters in bfloat16 scores per second on this GPU, and with transformers' own padded forward.
+"""Throughput of an 8B Llama in bfloat16 on this GPU, compared with transformers' own padded forward pass.
 
-`python -m benchmarks gpu`. The weights are random and made on the device. Three workloads, token ids in place of texts:
+`python -m benchmarks gpu`. The weights are random and made on the device. Three workloads, of token ids instead of texts:
 
 distinct   texts of 20 to 470 tokens that share nothing, all at once
 groups     prompts of 140 to 340 tokens with 16 responses of 20 to 200 each, all at once
-trickle    prompts of some 1,200 tokens with 12 responses of some 60, interleaved, 4 requests in flight
+trickle    prompts of about 1,200 tokens with 12 responses of about 60, interleaved, 4 requests in flight
 
 The service's side is its engine: queue, prefix cache, packed forward, head. The other side is the same model's forward with
 SDPA, padded on the right, sorted by length, as many sequences per forward as the service's batch has tokens; on trickle, the
@@ -56,13 +56,13 @@ TINY = {
 }
 IN_FLIGHT = {"distinct": 10_000, "groups": 10_000, "trickle": 4}
 CACHE_SHARE = 0.5
-"""Of the memory that is free after warm-up, what the prefix cache gets here; the padded forwards need the rest."""
+"""Share of the memory that is free after warm-up for the prefix cache; the padded forward passes need the rest."""
 NUM_REPEATS = 3  # on a GPU; 1 on the CPU
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Medians over the repeats, each with token ids of its own."""
+    """Medians over the repeats, each with different token ids."""
 
     workload: str
     num_tokens: int
@@ -70,14 +70,14 @@ class Result:
     seconds: float
     tokens_per_second: float
     share_of_gemm_rate: float
-    """FLOPs of the trunk's matrices on the computed tokens, per second, over the rate of bare products of these shapes."""
+    """FLOPs per second of the trunk's matrices on the computed tokens, divided by the rate of bare products of these shapes."""
     padded_seconds: float
     ratio: float  # padded_seconds / seconds
     largest_score_difference: float
 
 
 def workloads(rng: np.random.Generator, vocab_size: int, scale: int) -> dict[str, list[list[int]]]:
-    """Token ids, `scale` times as many as the benchmark of the servers sends."""
+    """Token ids, `scale` times as many as the servers' benchmark sends."""
 
     def some(low: int, high: int) -> list[int]:
         return [int(i) for i in rng.integers(1, vocab_size, int(rng.integers(low, high + 1)))]
@@ -93,7 +93,7 @@ def workloads(rng: np.random.Generator, vocab_size: int, scale: int) -> dict[str
 
 
 async def serve(model: RewardModel, lists: list[list[int]], in_flight: int) -> tuple[float, list[float], int]:
-    """Seconds, scores and computed tokens of one request per list, so many at a time."""
+    """Seconds, scores and computed tokens, with one request per list and a limited number at a time."""
     engine = Engine({model.name: model}, max_waiting_requests=100_000)
     engine.start()
     room = asyncio.Semaphore(in_flight)
@@ -114,7 +114,7 @@ async def serve(model: RewardModel, lists: list[list[int]], in_flight: int) -> t
 
 
 def score_padded(model: RewardModel, lists: list[list[int]], in_flight: int) -> tuple[float, list[float]]:
-    """Seconds and scores by transformers' forward, padded, so many sequences at a time at most."""
+    """Seconds and scores of transformers' padded forward pass, with a maximum number of sequences at a time."""
     plan, cache = model.plan, model.cache
     model.plan, model.cache = ExecutionPlan("padded", "for comparison"), None
     sequences = [TokenSequence.of(token_ids) for token_ids in lists]
@@ -129,7 +129,7 @@ def score_padded(model: RewardModel, lists: list[list[int]], in_flight: int) -> 
 
 
 def gemm_flops(model: RewardModel, num_rows: int) -> float:
-    """FLOP/s of bare products with a decoder layer's matrices on so many rows."""
+    """FLOP/s of bare products with a decoder layer's matrices on this number of rows."""
     device, dtype = model.device, model.dtype
     layer = model.trunk.layers[0]
     weights = [weight for weight in layer.parameters() if weight.ndim > 1]
@@ -181,7 +181,7 @@ def measure(model: RewardModel, name: str, scale: int, flops: float) -> Result:
 
 
 def prepared_model(device: torch.device, found: dict[str, Any]) -> RewardModel:
-    """Loaded, tested, warmed up and given a cache, as the service does it at its start."""
+    """The model, tested, warmed up and with a prefix cache, as after the service's start."""
     is_gpu = device.type == "cuda"
     net = make_net(device, torch.bfloat16, model_type="llama", **(LLAMA_8B if is_gpu else TINY))
     model = make_model(net, device, max_batch_tokens=4096)
@@ -202,7 +202,7 @@ def prepared_model(device: torch.device, found: dict[str, Any]) -> RewardModel:
 
 
 def compute_only(model: RewardModel, num_tokens: int) -> int:
-    """For a CPU, which does not say what a forward takes."""
+    """For a CPU, on which the memory of a forward pass cannot be queried."""
     model.compute(Batch.of([TokenSequence.of([1] * min(num_tokens, 512))]))
     return 0
 

@@ -2,8 +2,8 @@
 
 `python -m benchmarks.servers.in_process CHECKPOINT --port N --threads 2`
 
-One control request, `POST /run`, carries a whole run's texts, so HTTP is no part of what it measures. The engine's API
-appears in `open_engine` alone.
+One control request, `POST /run`, contains a whole run's texts, so the measurement does not include HTTP. Only `open_engine` uses the
+engine's API.
 """
 
 import argparse

@@ -2,8 +2,8 @@
 
 `python -m benchmarks.servers.padded CHECKPOINT --port N --batch-size 16 --threads 2`
 
-It answers OpenRLHF's `/get_reward`. Where OpenRLHF's own script scores each request by itself on the event loop, this one is kinder: what
-waits is taken together, oldest first, up to the batch size, and runs on a thread. `--batch-size 1` is OpenRLHF's behaviour
+It answers OpenRLHF's `/get_reward`. OpenRLHF's own script scores each request by itself on the event loop. This server is
+faster: it batches waiting texts, oldest first, up to the batch size, and runs the model on a thread. `--batch-size 1` is OpenRLHF's behaviour
 for the one-query requests that its trainer sends.
 """
 

@@ -1,7 +1,7 @@
 """A server as a process group that the benchmark starts, waits for, pauses and stops.
 
-Knows nothing of what the server does. A paused server (SIGSTOP) takes no CPU, however it idles, so that several can hold
-their models at once while one is measured.
+A paused server (SIGSTOP) uses no CPU, even if it would poll while idle, so several can keep their models in memory while one is
+measured.
 """
 
 import contextlib
@@ -70,8 +70,8 @@ def running(
 ) -> Iterator[ServerProcess]:
     """Start `command`, wait until `ready_path` answers 200, and stop the whole process group at the end.
 
-    `environment` comes on top of this process's own. Output goes to a file in `log_dir`. Raises ServerError with the log's
-    last lines when the server exits or is not ready within READY_SECONDS.
+    `environment` is added to this process's own. Output goes to a file in `log_dir`. Raises ServerError with the log's
+    last lines if the server exits or is not ready within READY_SECONDS.
     """
     log_dir.mkdir(parents=True, exist_ok=True)
     log_path = log_dir / f"{name}.log"

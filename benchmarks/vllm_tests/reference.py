@@ -1,4 +1,4 @@
-"""What vLLM's tests compare with: transformers' own scores, of the model that is served. Runs in vLLM's environment."""
+"""The reference of vLLM's tests: transformers' own scores of the served model. Runs in vLLM's environment."""
 
 import os
 from typing import Any
@@ -29,7 +29,7 @@ class CrossEncoder:
 def check_embeddings_close(
     *, embeddings_0_lst: Any, embeddings_1_lst: Any, name_0: str, name_1: str, tol: float = 1e-3
 ) -> None:
-    """Cosine similarity of each pair of vectors within `tol` of 1, as vLLM's helper of this name asks for."""
+    """Asserts that each pair of vectors has a cosine similarity within `tol` of 1, as vLLM's helper of this name does."""
     for i, (a, b) in enumerate(zip(embeddings_0_lst, embeddings_1_lst, strict=True)):
         one, other = (torch.tensor(each, dtype=torch.float64).flatten() for each in (a, b))
         similarity = torch.cosine_similarity(one, other, dim=0).item()

@@ -1,6 +1,6 @@
-"""What vLLM's tests call `RemoteOpenAIServer`: here it starts this service with vLLM's own defaults.
+"""Replaces the `RemoteOpenAIServer` of vLLM's tests: starts this service with vLLM's defaults.
 
-Runs in vLLM's environment, so it imports nothing of this project.
+Runs in vLLM's environment, so it imports nothing from this project.
 """
 
 import os
@@ -15,7 +15,7 @@ import requests
 
 START_SECONDS = 120
 RENAMED = {"score": "v1/score"}
-"""vLLM serves its score route under both paths; here /score is another."""
+"""vLLM serves its score route under both paths; here /score is a different route."""
 OPTIONS = {"--max-model-len": "REWARD_MAX_LENGTH"}
 """vLLM's flags that have a counterpart; the others choose a model, a type or a template that the tests assume."""
 
