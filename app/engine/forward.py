@@ -42,6 +42,7 @@ class Prepared:
     """A batch of which the host's part is done. `packed_row` is None on the other paths, `lease` without a cache."""
 
     batch: Batch
+    positions: Sequence[IntArray] = ()  # per sequence, those whose states are read
     packed_row: PackedRow | None = None
     rows: IntArray | None = None  # (n,) the packed rows of the wanted states
     lease: Lease | None = None

@@ -122,18 +122,19 @@ class RewardModel:
 
     def prepare(self, batch: Batch) -> Prepared:
         """The host's part: the tree, the mask, what is cached; copies to a GPU are queued. `launch` or `abandon` comes next."""
+        positions = self.all_positions(batch)
         if self.plan.path != "packed":
-            return Prepared(batch)
+            return Prepared(batch, positions)
         cache = self._cache_for(batch)
         with torch.inference_mode():
             if cache is None:
-                return self._prepare_rows(batch, RowLayout(batch.tree), None)
+                return self._prepare_rows(batch, positions, RowLayout(batch.tree), None)
             lease = Lease(cache, cache.reserve(batch))
             with releasing(lease):
                 if not any(lease.reservation.num_cached_tokens):
-                    return self._prepare_rows(batch, RowLayout(batch.tree), lease)
-                layout = RowLayout.of(batch.tree, lease.reservation.slots >= 0, self._wanted_rows(batch))
-                return self._prepare_rows(batch, layout, lease)
+                    return self._prepare_rows(batch, positions, RowLayout(batch.tree), lease)
+                layout = RowLayout.of(batch.tree, lease.reservation.slots >= 0, wanted_rows(batch, positions))
+                return self._prepare_rows(batch, positions, layout, lease)
 
     def launch(self, prepared: Prepared) -> Computed:
         """The forward. On a GPU it may still run when this returns. Raises what torch raises; then nothing is kept."""
@@ -154,7 +155,7 @@ class RewardModel:
     def finish(self, prepared: Prepared, computed: Computed) -> list[Scored]:
         """The scores; waits for the forward. What it added to the prefix cache is kept from now on."""
         computed = self._settle(prepared, computed)
-        return self._collect(prepared.batch, self.head.score_states(computed.states), computed)
+        return self._collect(prepared, self.head.score_states(computed.states), computed)
 
     def abandon(self, prepared: Prepared) -> None:
         """Gives back what a batch holds that is not going to be launched, or finished."""
@@ -198,8 +199,9 @@ class RewardModel:
         """Why the head cannot read the sequence, or a forward of it does not fit in memory; None where it can be scored."""
         if self.memory is not None and (fault := self.memory.find_fault(sequence.num_tokens)) is not None:
             return fault
-        fault, remedy = self.head.find_fault(sequence), self.head.position.remedy
-        return fault and f"{fault}; the {self.name} model reads its score there, so {remedy}"
+        if (fault := self.head.find_fault(sequence)) is None:
+            return None
+        return f"{fault}; the {self.name} model reads its score there, so {self.head.position.remedy}"
 
     def shrink_cache(self) -> bool:
         """Empties the prefix cache and halves its size, to free memory; False where there is nothing to free."""
@@ -251,22 +253,23 @@ class RewardModel:
 
     # -- the head ---------------------------------------------------------------------------------------------------
 
-    def _collect(self, batch: Batch, scores: list[float], computed: Computed) -> list[Scored]:
-        """Deals out the scores of `_all_positions`, in that order."""
+    def _collect(self, prepared: Prepared, scores: list[float], computed: Computed) -> list[Scored]:
+        """Deals out the scores of the batch's positions, in that order."""
         scored, taken = [], 0
-        for sequence, all_tokens, num_computed, num_cached in zip(
-            batch.sequences,
-            batch.token_scores,
+        is_of_steps, gives_probability = self.head.position.is_of_steps, self.head.map.gives_probability
+        for sequence, all_tokens, given, num_computed, num_cached in zip(
+            prepared.batch.sequences,
+            prepared.batch.token_scores,
+            prepared.positions,
             computed.num_computed_tokens,
             computed.num_cached_tokens,
             strict=True,
         ):
-            positions = self.head.position.of(sequence)
-            num_scores = sequence.num_tokens if all_tokens else len(positions)
-            own = scores[taken : taken + num_scores]
-            taken += num_scores
+            own = scores[taken : taken + len(given)]
+            taken += len(given)
+            positions = self.head.position.of(sequence) if all_tokens else given
             read = [own[i] for i in positions] if all_tokens else own
-            steps = Steps(read, positions.tolist()) if self.head.position.is_of_steps else None
+            steps = Steps(read, positions.tolist()) if is_of_steps else None
             token_scores = own if all_tokens else None
             scored.append(
                 Scored(
@@ -275,7 +278,7 @@ class RewardModel:
                     num_computed,
                     num_cached,
                     steps,
-                    self.head.map.gives_probability,
+                    gives_probability,
                 )
             )
         return scored
@@ -289,7 +292,9 @@ class RewardModel:
 
     # -- packed -----------------------------------------------------------------------------------------------------
 
-    def _prepare_rows(self, batch: Batch, layout: RowLayout, lease: Lease | None) -> Prepared:
+    def _prepare_rows(
+        self, batch: Batch, positions: Sequence[IntArray], layout: RowLayout, lease: Lease | None
+    ) -> Prepared:
         packed_row = PackedRow(layout, self.device, BACKENDS[self.plan.backend], row_multiple=self.row_multiple)
         windows = {layer.options.window for layer in self.attended_layers if layer.device == self.device}
         packed_row.attention.upload(self.device, windows)
@@ -297,7 +302,8 @@ class RewardModel:
             counts = (packed_row.num_rows, packed_row.num_keys)
             packed_row.cached_keys = lease.cache.cached_keys(lease.reservation, layout, *counts)
             packed_row.cached_keys.upload(self.device)
-        return Prepared(batch, packed_row, layout.packed_rows(np.concatenate(self._wanted_rows(batch))), lease)
+        rows = layout.packed_rows(np.concatenate(wanted_rows(batch, positions)))
+        return Prepared(batch, positions, packed_row, rows, lease)
 
     def _packed_states(self, prepared: Prepared) -> Computed:
         packed_row, rows, batch = prepared.packed_row, prepared.rows, prepared.batch
@@ -305,7 +311,7 @@ class RewardModel:
         assert rows is not None
         self.use_attention(IMPLEMENTATION)
         if self.plan.skips_last_layer:
-            states = self._last_states(packed_row, self.all_positions(batch), rows)
+            states = self._last_states(packed_row, prepared.positions, rows)
         else:
             states = self._trunk_states(packed_row)
             states = states[upload(rows, states.device)]  # of the last layer
@@ -314,10 +320,6 @@ class RewardModel:
         is_whole = packed_row.layout.is_computed is None and not any(num_cached)
         num_computed = batch.num_new_tokens if is_whole else packed_row.layout.num_computed_by()
         return Computed(states, num_computed, num_cached)
-
-    def _wanted_rows(self, batch: Batch) -> list[IntArray]:
-        """Per sequence, the tree rows whose states the head reads."""
-        return [path[chosen] for path, chosen in zip(batch.tree.paths, self.all_positions(batch), strict=True)]
 
     def _trunk_states(self, packed_row: PackedRow) -> Tensor:
         """(rows, hidden)"""
@@ -357,3 +359,8 @@ class RewardModel:
         if implementation != self._attention:
             self.net.set_attn_implementation(implementation)
             self._attention = implementation
+
+
+def wanted_rows(batch: Batch, positions: Sequence[IntArray]) -> list[IntArray]:
+    """Per sequence, the tree rows of the positions."""
+    return [path[chosen] for path, chosen in zip(batch.tree.paths, positions, strict=True)]

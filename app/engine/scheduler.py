@@ -124,9 +124,12 @@ class Scheduler:
                     continue
                 job.arrival = next(self._arrivals)
                 job.queued_at = now
-                self._waiting.append(job)
-                self._num_waiting[job.ticket] += 1
-                self._num_waiting_tokens[job.ticket] += job.sequence.num_tokens
+                if not self._waiting and self._has_room_for(job):
+                    self._enqueue(job)
+                else:
+                    self._waiting.append(job)
+                    self._num_waiting[job.ticket] += 1
+                    self._num_waiting_tokens[job.ticket] += job.sequence.num_tokens
             self._admit()
             self._changed.notify()
             return True
@@ -207,21 +210,26 @@ class Scheduler:
                 self._waiting.popleft()
                 self._num_discarded -= 1
                 continue
-            num_tokens = job.sequence.num_tokens
-            if self.num_queued_tokens and self.num_queued_tokens + num_tokens > self.max_queue_tokens:
+            if not self._has_room_for(job):
                 return
             self._waiting.popleft()
-            self._num_waiting_tokens[job.ticket] -= num_tokens
+            self._num_waiting_tokens[job.ticket] -= job.sequence.num_tokens
             self._num_waiting[job.ticket] -= 1
             if not self._num_waiting[job.ticket]:
                 del self._num_waiting[job.ticket], self._num_waiting_tokens[job.ticket]
-            if job.ticket.cancelled:
-                continue
-            job.is_queued = True
-            self._num_queued += 1
-            self.num_queued_tokens += num_tokens
-            self._requests.setdefault((job.ticket, job.vocabulary), deque()).append(job)
-            insort(self._by_prefix[job.vocabulary], (job.sequence.key, job.arrival, job))
+            if not job.ticket.cancelled:
+                self._enqueue(job)
+
+    def _has_room_for(self, job: Job) -> bool:
+        num_tokens = self.num_queued_tokens
+        return not num_tokens or num_tokens + job.sequence.num_tokens <= self.max_queue_tokens
+
+    def _enqueue(self, job: Job) -> None:
+        job.is_queued = True
+        self._num_queued += 1
+        self.num_queued_tokens += job.sequence.num_tokens
+        self._requests.setdefault((job.ticket, job.vocabulary), deque()).append(job)
+        insort(self._by_prefix[job.vocabulary], (job.sequence.key, job.arrival, job))
 
     def _take(self) -> dict[Job, int]:
         """The jobs of the next batch in the order in which they were chosen, each with the tokens that it adds."""

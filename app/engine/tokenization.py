@@ -42,6 +42,8 @@ class Tokenization:
         self.rules = rules if rules is not None else TextRules()
         self._finds_response = finds_response
         self._encoder = TextEncoder(tokenizer)
+        # Looked up once: transformers takes microseconds for it.
+        self._bos_id: int | None = tokenizer.bos_token_id
         self._eos_id: int | None = tokenizer.eos_token_id
         frame = self._encoder.pair_frame() if is_encoder or self.rules.pair_encoding else None
         self._pair_frame = frame if frame is not None and frame.middle else None
@@ -103,7 +105,7 @@ class Tokenization:
 
     def _from_ids(self, item: Input, token_ids: list[int], truncation: Truncation) -> TokenSequence:
         check_ids(item, token_ids, self.vocab_size)
-        num_bos = int(token_ids[:1] == [self.tokenizer.bos_token_id])
+        num_bos = int(token_ids[:1] == [self._bos_id])
         ids, is_cut = self._cut(item, WholeText(token_ids[num_bos:]), token_ids[:num_bos], [], truncation, None)
         types = None
         if self._pair_frame is not None and self._encoder.has_token_types:
@@ -127,7 +129,7 @@ class Tokenization:
         if len(tokens) > 1:
             return self._from_pair(item, tokens[0], tokens[1], truncation)
         body, leading = tokens[0], list(whole.leading)
-        if not leading and body.first(1) == [self.tokenizer.bos_token_id]:
+        if not leading and body.first(1) == [self._bos_id]:
             leading, body = body.first(1), WithoutFirst(body)
         closing = [*whole.trailing, *self._appended(body, whole.trailing)]
         if self._present_at_end(body, closing):
@@ -150,7 +152,7 @@ class Tokenization:
         assert rule is not None
         prompt, *steps = (each.first(limit + 1) for each in tokens)
         leading = list(whole.leading)
-        if not leading and prompt[:1] == [self.tokenizer.bos_token_id]:
+        if not leading and prompt[:1] == [self._bos_id]:
             leading, prompt = prompt[:1], prompt[1:]
         response = [token for step in steps for token in (*step, *rule.mark_ids)]
         ids, is_cut = self._cut(item, PromptThenResponse(prompt, response), leading, [], truncation, whole)
