@@ -20,6 +20,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from app.errors import one_line
 from app.http.framing import BadHeadError, check_head, origin_form
+from app.http.write_buffer import GatheringTransport, WriteBuffer
 
 HEAD_SECONDS = 20.0
 """From the first byte of a connection to the end of a request's head."""
@@ -63,44 +64,13 @@ class RequestPacer:
             self._waiting.popleft().begin_held()
 
 
-class JoiningTransport:
-    """A connection's transport that sends what is written in one tick with one system call, as far as it can.
-
-    uvicorn writes a response's head and its body apart, and uvloop sends every write at once. So the first write of a tick
-    is held, and goes out with the second one, or in the next tick. What is not overridden here is the transport's own.
-    """
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
-        self._held: bytes | None = None
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-    def write(self, data: bytes) -> None:
-        if self._held is None:
-            self._held = data
-            asyncio.get_running_loop().call_soon(self._flush)
-        else:
-            held, self._held = self._held, None
-            self._transport.writelines([held, data])
-
-    def _flush(self) -> None:
-        held, self._held = self._held, None
-        if held is not None and not self._transport.is_closing():
-            self._transport.write(held)
-
-    def close(self) -> None:
-        self._flush()
-        self._transport.close()
-
-
 class Connection(HttpToolsProtocol):
     """uvicorn's connection, which also knows how long the client has left a request or an answer unfinished."""
 
-    def __init__(self, *args: Any, pacer: RequestPacer, **options: Any) -> None:
+    def __init__(self, *args: Any, pacer: RequestPacer, write_buffer: WriteBuffer, **options: Any) -> None:
         super().__init__(*args, **options)
         self._pacer = pacer
+        self._write_buffer = write_buffer
         self._held = b""  # received, and not parsed yet
         self._unanswered: list[RequestResponseCycle] = []
         self._owed_since: float | None = time.monotonic()
@@ -117,7 +87,8 @@ class Connection(HttpToolsProtocol):
         self._is_broken = False  # nothing that comes now can be read
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn's
-        super().connection_made(cast("asyncio.Transport", JoiningTransport(transport)))
+        gathering = GatheringTransport(transport, self._write_buffer)
+        super().connection_made(cast("asyncio.Transport", gathering))
 
     def data_received(self, data: bytes) -> None:
         if self._is_broken:

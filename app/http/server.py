@@ -19,6 +19,7 @@ from app.engine.process import exit_now, raise_file_limit
 from app.errors import StartError
 from app.http.application import Application
 from app.http.connection import Connection, RequestPacer, sweep
+from app.http.write_buffer import WriteBuffer
 from app.service import Service
 from app.settings import PAGE_PATH, Settings
 
@@ -146,7 +147,7 @@ def listener(settings: Settings, backlog: int) -> socket.socket:
 def config_of(app: ASGIApp, **options: Any) -> uvicorn.Config:
     """uvicorn as this service wants it."""
     defaults: dict[str, Any] = {
-        "http": partial(Connection, pacer=RequestPacer()),
+        "http": partial(Connection, pacer=RequestPacer(), write_buffer=WriteBuffer()),
         "ws": "none",  # nothing here speaks it
         "log_config": None,  # its lines go the way of ours
         "log_level": "warning",  # a start that fails is one line, and one that succeeds says so itself

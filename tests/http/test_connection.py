@@ -21,10 +21,10 @@ from app.http.connection import (
     MAX_STARTS_PER_TICK,
     MAX_STARTS_PER_TICK_UNDER_LOAD,
     Connection,
-    JoiningTransport,
     RequestPacer,
 )
 from app.http.server import config_of
+from app.http.write_buffer import MAX_GATHERED_BYTES, GatheringTransport, WriteBuffer
 from tests.api.asking import TEA, ask
 from tests.conftest import Serve
 from tests.http.wire import Idle
@@ -217,7 +217,7 @@ def test_a_request_that_waits_for_its_turn_is_not_closed_as_an_idle_connection()
         pacer = RequestPacer()
         for number in range(MAX_STARTS_PER_TICK):
             pacer.take(cast("Connection", Begun(number, [])))
-        connection = Connection(config_of(FastAPI()), ServerState(), {}, pacer=pacer)
+        connection = Connection(config_of(FastAPI()), ServerState(), {}, pacer=pacer, write_buffer=WriteBuffer())
         transport = Idle()
         connection.connection_made(transport)
         timer = connection.timeout_keep_alive_task = asyncio.get_running_loop().call_later(60, lambda: None)
@@ -251,7 +251,9 @@ def test_an_answer_is_cut_off_when_nothing_of_it_is_read_for_long_and_not_when_i
     """Where more is written, as much as was read follows, so that the buffer is always as full."""
 
     async def read() -> list[bool]:
-        connection = Connection(config_of(FastAPI()), ServerState(), {}, pacer=RequestPacer())
+        connection = Connection(
+            config_of(FastAPI()), ServerState(), {}, pacer=RequestPacer(), write_buffer=WriteBuffer()
+        )
         transport, began, aborted = Unread(), time.monotonic(), list[bool]()
         connection.connection_made(transport)
         connection._owed_since = None  # it owes no request
@@ -315,23 +317,34 @@ class Recorded(Idle):
         self.closed = True
 
 
-def test_a_head_and_its_body_are_sent_with_one_call_and_what_comes_alone_in_the_next_tick_or_before_the_end() -> None:
-    async def send() -> tuple[list[bytes], list[bytes], list[bytes]]:
-        recorded = Recorded()
-        transport = JoiningTransport(recorded)
-        transport.write(b"head ")
-        transport.write(b"body")
-        joined = [*recorded.sent]
-        transport.write(b"alone")
+def test_what_a_connection_writes_in_one_tick_is_sent_with_one_call_when_the_tick_ends_or_before_the_connection_does() -> (
+    None
+):
+    async def send() -> list[list[bytes]]:
+        buffer, first, second = WriteBuffer(), Recorded(), Recorded()
+        one, other = GatheringTransport(first, buffer), GatheringTransport(second, buffer)
+        one.write(b"head ")
+        other.write(b"alone")
+        one.write(b"body")
+        sent = [[*first.sent], [*second.sent]]
         await asyncio.sleep(0)
-        alone = [*recorded.sent]
-        transport.write(b"last")
-        transport.close()
+        sent += [[*first.sent], [*second.sent]]
+        one.write(b"last")
+        one.close()
+        sent.append([*first.sent])
         await asyncio.sleep(0)
-        return joined, alone, recorded.sent
+        return [*sent, first.sent]
 
-    assert asyncio.run(send()) == (
-        [b"head body"],
-        [b"head body", b"alone"],
-        [b"head body", b"alone", b"last"],
-    )
+    last = [b"head body", b"last"]
+    assert asyncio.run(send()) == [[], [], [b"head body"], [b"alone"], last, last]
+
+
+def test_a_large_response_is_sent_before_the_tick_ends_so_that_its_writer_can_be_told_to_wait() -> None:
+    async def send() -> list[int]:
+        recorded = Recorded()
+        transport = GatheringTransport(recorded, WriteBuffer())
+        for _ in range(3):
+            transport.write(bytes(MAX_GATHERED_BYTES // 2 + 1))
+        return [len(piece) for piece in recorded.sent]
+
+    assert asyncio.run(send()) == [MAX_GATHERED_BYTES + 2]

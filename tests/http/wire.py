@@ -7,6 +7,7 @@ from uvicorn.server import ServerState
 
 from app.http.connection import Connection, RequestPacer
 from app.http.server import config_of
+from app.http.write_buffer import WriteBuffer
 
 
 class Idle(asyncio.Transport):
@@ -64,7 +65,7 @@ async def answers_to(*packets: bytes, app: Any = echo) -> bytes:
     """What a connection to `app` writes when it gets these packets, a tick of the loop or more apart."""
     config = config_of(app)
     config.load()
-    connection = Connection(config, ServerState(), {}, pacer=RequestPacer())
+    connection = Connection(config, ServerState(), {}, pacer=RequestPacer(), write_buffer=WriteBuffer())
     wire = Wire()
     connection.connection_made(wire)
     for packet in packets:
