@@ -131,9 +131,7 @@ class Tokenization:
         body, leading = tokens[0], list(whole.leading)
         if not leading and body.first(1) == [self._bos_id]:
             leading, body = body.first(1), WithoutFirst(body)
-        closing = [*whole.trailing, *self._appended(body, whole.trailing)]
-        if self._present_at_end(body, closing):
-            closing = []
+        closing = self._closing(body, whole.trailing)
         ids, is_cut = self._cut(item, body, leading, closing, truncation, whole)
         check_ids(item, ids, self.vocab_size)
         num_prompt = 0
@@ -171,16 +169,18 @@ class Tokenization:
             )
         return num_response
 
-    def _appended(self, body: TextTokens, trailing: Sequence[int]) -> list[int]:
-        """What the rules put at the end: one EOS, then the ids to be appended."""
+    def _closing(self, body: TextTokens, trailing: Sequence[int]) -> list[int]:
+        """What closes the sequence: the tokenizer's own ids, and by the rules one EOS, then the ids to be appended.
+
+        None where the text ends in the ids that would be appended, if the rules say so.
+        """
+        if not self.rules.add_eos and not self.rules.append_ids:
+            return [*trailing]
         needs_eos = self.rules.add_eos and self._eos_id is not None and self._eos_id not in trailing
         eos = [self._eos_id] if needs_eos and self._eos_id is not None and body.last(1) != [self._eos_id] else []
-        return [*eos, *self.rules.append_ids]
-
-    def _present_at_end(self, body: TextTokens, closing: list[int]) -> bool:
-        """Whether the text ends in the ids that would be appended, and so gets none."""
-        ids = list(self.rules.append_ids)
-        return bool(ids) and self.rules.append_unless_present and closing == ids and body.last(len(ids)) == ids
+        closing, ids = [*trailing, *eos, *self.rules.append_ids], list(self.rules.append_ids)
+        is_present = bool(ids) and self.rules.append_unless_present and closing == ids and body.last(len(ids)) == ids
+        return [] if is_present else closing
 
     def _limit(self, item: Input) -> int:
         return self.max_length if item.max_length is None else item.max_length
