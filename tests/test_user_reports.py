@@ -9,6 +9,7 @@ import logging
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -238,9 +239,10 @@ def test_a_server_that_never_answers_holds_no_trainer(beginning: bytes) -> None:
     kept: list[socket.socket] = []
 
     def begin(listener: socket.socket) -> None:
-        for _ in range(2):
-            kept.append(listener.accept()[0])
-            kept[-1].sendall(beginning)
+        with suppress(OSError):  # it is shut down
+            while True:
+                kept.append(listener.accept()[0])
+                kept[-1].sendall(beginning)
 
     async def ask(url: str) -> None:
         async with AsyncRewardClient(url, deadline_seconds=0.2) as client:
@@ -254,6 +256,7 @@ def test_a_server_that_never_answers_holds_no_trainer(beginning: bytes) -> None:
             client.score([{"text": "a"}])
         with pytest.raises(DeadlineError):
             asyncio.run(ask(url))
+        silent.shutdown(socket.SHUT_RDWR)
         thread.join()
     for connection in kept:
         connection.close()

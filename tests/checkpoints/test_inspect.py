@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +137,6 @@ def test_a_language_model_is_told_both_ways_to_a_score(tmp_path: Path, capsys: p
 def test_a_refusal_comes_before_the_weights_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A head is named from the files' headers: the files could be 100 GB."""
     directory = with_head(tmp_path, my_head__weight=torch.ones(1, 32))
-    load_file_before = time.perf_counter()
 
     def read(*_: object, **__: object) -> None:
         raise AssertionError("weights were read")
@@ -146,7 +144,6 @@ def test_a_refusal_comes_before_the_weights_are_read(tmp_path: Path, monkeypatch
     monkeypatch.setattr("app.checkpoints.building.read_into", read)
     with pytest.raises(ModelRefusedError, match="my_head"):
         load_checkpoint(str(directory), device="cpu")
-    assert time.perf_counter() - load_file_before < 2
 
 
 def test_what_is_no_checkpoint_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

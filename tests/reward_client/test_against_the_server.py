@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from app.errors import ShuttingDownError
 from reward_client import DeadlineError, InvalidItemError, InvalidRequestError, Limits, UnauthorizedError
 from reward_client.results import WhitenStats
 from tests.conftest import Serve
@@ -206,5 +207,7 @@ def test_a_key_is_sent_and_a_wrong_one_is_its_own_error(serve: Serve, ask: Ask) 
 def test_a_server_that_goes_away_is_waited_for_until_the_deadline(serve: Serve, ask: Ask) -> None:
     with serve() as server:
         server.app.state.service.draining = True  # type: ignore[attr-defined]
+        settings = {"base_url": str(server.base_url)}
+        seconds = ShuttingDownError.retry_after_seconds - 1  # a pause would pass it, so nothing is waited for
         with pytest.raises(DeadlineError, match="shutting_down"):
-            ask("score", INPUTS[:1], deadline_seconds=0.2, settings={"base_url": str(server.base_url)})
+            ask("score", INPUTS[:1], deadline_seconds=seconds, settings=settings)

