@@ -16,18 +16,9 @@ from typing import Any
 
 import httpx
 import pytest
-import torch
 
-from app.engine.process import prepare_process
-from app.http.server import Server, config_of
-from app.main import create_app
-from app.settings import Settings
 from tests.extras import lacking
-from tests.models import make_model
 from tests.processes import running
-
-prepare_process()
-torch.set_num_threads(1)
 
 TESTS = Path(__file__).parent
 SUITES_OF_THEIR_OWN = {
@@ -64,6 +55,20 @@ def pytest_sessionstart(session: pytest.Session) -> None:
                 )
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection(session: pytest.Session) -> None:
+    """Before the first test module is imported. Where worker processes run the tests, the process that distributes them
+    imports no torch, which is seconds before the workers start.
+    """
+    if not session.config.getoption("numprocesses", None):
+        import torch
+
+        from app.engine.process import prepare_process
+
+        prepare_process()
+        torch.set_num_threads(1)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks what `make quick` leaves out: `server`, tests of a running server or process; `trained`, tests that train."""
     for item in items:
@@ -84,17 +89,24 @@ Serve = Callable[..., AbstractContextManager[httpx.Client]]
 
 @pytest.fixture(scope="session")
 def safety_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.models import make_model
+
     return make_model(tmp_path_factory.mktemp("safety"), seed=1)
 
 
 @pytest.fixture(scope="session")
 def helpfulness_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.models import make_model
+
     return make_model(tmp_path_factory.mktemp("helpfulness"), seed=2)
 
 
 @pytest.fixture(scope="session")
 def serve(safety_dir: Path, helpfulness_dir: Path) -> Serve:
     """Starts a server on a free port with the tiny models and the settings given; a client of it as long as it runs."""
+    from app.http.server import Server, config_of
+    from app.main import create_app
+    from app.settings import Settings
 
     @contextmanager
     def start(**settings: Any) -> Iterator[httpx.Client]:
