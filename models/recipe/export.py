@@ -18,7 +18,7 @@ from torch import Tensor
 from models.recipe.common import MODELS, WORK
 from models.recipe.folds import FOLDS, read_scores
 from models.recipe.judge import Calibration, Scored, calibrate
-from models.recipe.packed import OTHERS, TASKS
+from models.recipe.packed import TASKS
 
 HEAD = "base_model.model.score.weight"
 BASE = "models/trunk"
@@ -68,7 +68,7 @@ def main() -> None:
     features = torch.load(WORK / "features_all.pt")
     folds = [name for name in FOLDS if (WORK / f"scores_{name}.jsonl").exists()]
     scored = [each for name in folds for each in read_scores(name)]
-    calibration = calibrate([each for each in scored if each.group.kind not in OTHERS])
+    calibration = calibrate(scored)
     heads = tensors.pop(HEAD)
     for task, head in zip(TASKS, torch.split(heads, 1), strict=True):
         weight = calibrated(head, features, calibration) if task == "safety" else head

@@ -2,7 +2,8 @@
 
 The layers below are frozen, so their states are computed once and kept. The loss is the margin ranking loss over every
 pair of a prompt whose ratings differ, -log sigmoid(r_better - r_worse - m), m the small margin of the difference; for
-safety the cross-entropy of each response is added, so that a score means the same under every prompt.
+safety the cross-entropy of each response is added, so that a score means the same under every prompt, and the ranking of
+the batch's harmful responses below its harmless ones, whatever their prompts: the veto has one threshold for all.
 """
 
 import math
@@ -17,11 +18,14 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from models.recipe.common import SEED, fast_products
-from models.recipe.packed import OTHERS, TASKS, Group, PackedBatch, Row, batch_of, batches_by_length, padded
+from models.recipe.packed import TASKS, Group, PackedBatch, Row, batch_of, batches_by_length, padded
 
 MAX_TOKENS = 2048
 """Of a batch, padding included."""
 WARMUP = 0.1
+UNKNOWN = 0.5
+"""The probability of being harmless that a response without a safety rating stands for: neither harmful nor harmless."""
+VETO_MARGIN = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,8 @@ class Options:
     weights: tuple[float, float] = (1.0, 1.0)
     """Of the two tasks' ranking losses, in the order of TASKS."""
     pointwise: float = 1.0
+    veto: float = 1.0
+    """Of the ranking of the harmful responses below the harmless ones of all prompts in a batch: one threshold judges them."""
 
 
 OPTIONS = Options()
@@ -157,13 +163,23 @@ def loss_of(scores: Tensor, groups: Sequence[Group], options: Options) -> Tensor
                 better, worse, margins = map(list, zip(*pairs, strict=True))
                 differences = own[better, column] - own[worse, column] - torch.tensor(margins)
                 total = total - weight * functional.logsigmoid(differences).mean()
-        if group.absolute and options.pointwise:
+        if options.pointwise:
             rated = [i for i, rating in enumerate(group.ratings("safety")) if rating is not None]
             targets = torch.tensor([target_of(group.responses[i].safety) for i in rated])
             if rated:
                 entropy = functional.binary_cross_entropy_with_logits(own[rated, 0], targets)
                 total = total + options.pointwise * entropy
-    return total / len(groups)
+    return total / len(groups) + options.veto * veto_loss(scores[:, 0], groups)
+
+
+def veto_loss(scores: Tensor, groups: Sequence[Group]) -> Tensor:
+    """The margin ranking loss over every harmful and every harmless response of the batch, whatever their prompts."""
+    ratings = [rating for group in groups for rating in group.ratings("safety")]
+    targets = torch.tensor([UNKNOWN if rating is None else target_of(rating) for rating in ratings])
+    if not (targets == 0).any() or not (targets == 1).any():
+        return scores.new_zeros(())
+    differences = scores[targets == 1][:, None] - scores[targets == 0][None, :]
+    return -functional.logsigmoid(differences - VETO_MARGIN).mean()
 
 
 def target_of(rating: float | None) -> float:
@@ -182,11 +198,7 @@ def fit(
     optimizer = torch.optim.AdamW(
         [{"params": adapters, "lr": options.rate}, {"params": [head], "lr": options.head_rate}], weight_decay=0.01
     )
-    steps = [
-        batch
-        for epoch in range(options.epochs)
-        for batch in shuffled_batches(rows, of_epoch(groups, epoch, options), rng)
-    ]
+    steps = [batch for _ in range(options.epochs) for batch in shuffled_batches(rows, rng)]
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step, len(steps)))
     net.train()
     losses = []
@@ -202,14 +214,9 @@ def fit(
     return losses
 
 
-def of_epoch(groups: Sequence[Group], epoch: int, options: Options) -> list[int]:
-    """All of our own prompts; of the others each comes in one epoch only, since they are many and longer."""
-    return [i for i, group in enumerate(groups) if group.kind not in OTHERS or i % options.epochs == epoch]
-
-
-def shuffled_batches(rows: Sequence[Row], chosen: list[int], rng: random.Random) -> list[list[int]]:
+def shuffled_batches(rows: Sequence[Row], rng: random.Random) -> list[list[int]]:
     """Batches of similar lengths in random order, cut anew each time."""
-    order = chosen.copy()
+    order = list(range(len(rows)))
     rng.shuffle(order)
     chunks = [order[start : start + 256] for start in range(0, len(order), 256)]
     batches = [

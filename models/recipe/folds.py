@@ -1,7 +1,6 @@
 """Step 2: the trainings -> `work/scores_<name>.jsonl` and, of the one on everything, `work/adapter/`.
 
-Five folds by prompt, `0` to `4`; `transfer`, which never sees three kinds drawn by the seed; and `all`, which ships. By name
-only: `ours`, fold 0 trained on our own preferences alone.
+Five folds by prompt, `0` to `4`; `transfer`, which never sees three kinds drawn by the seed; and `all`, which ships.
 
     python -m models.recipe.folds [NAME ...]     # 5 to 12 minutes each on two cores
 """
@@ -19,9 +18,8 @@ from torch import Tensor
 from models.recipe.common import MODELS, SEED, WORK, num_threads, read_jsonl, write_jsonl
 from models.recipe.fit import OPTIONS, features_of, fit, head_of, load_trunk, lower_states
 from models.recipe.judge import Scored
-from models.recipe.packed import OTHERS, TASKS, Group, Response, Row, row_of
+from models.recipe.packed import TASKS, Group, Response, Row, row_of
 from models.recipe.preferences import read_preferences
-from models.recipe.sources import read_hh_pairs, read_severities
 
 NUM_FOLDS = 5
 NUM_UNSEEN_KINDS = 3
@@ -35,7 +33,7 @@ def fold_of(group: Group) -> int:
 
 
 def unseen_kinds(groups: Sequence[Group]) -> list[str]:
-    kinds = sorted({group.kind for group in groups} - set(OTHERS))
+    kinds = sorted({group.kind for group in groups})
     return sorted(random.Random(SEED).sample(kinds, NUM_UNSEEN_KINDS))  # noqa: S311 - to be reproducible, not secret
 
 
@@ -45,8 +43,6 @@ def is_held_out(name: str, group: Group, unseen: Sequence[str]) -> bool:
             return False
         case "transfer":
             return group.kind in unseen
-        case "ours":
-            return fold_of(group) == 0
     return fold_of(group) == int(name)
 
 
@@ -69,7 +65,6 @@ def scored(groups: Sequence[Group], features: Sequence[Tensor], head: Tensor) ->
         yield {
             "kind": group.kind,
             "turns": group.turns,
-            "absolute": group.absolute,
             "responses": [
                 {"text": response.text} | {task: getattr(response, task) for task in TASKS} | {"scores": own}
                 for response, own in zip(group.responses, scores, strict=True)
@@ -84,7 +79,7 @@ def read_scores(name: str) -> list[Scored]:
         responses = tuple(
             Response(response["text"], response["safety"], response["helpfulness"]) for response in row["responses"]
         )
-        group = Group(row["kind"], tuple(map(tuple, row["turns"])), responses, row["absolute"])
+        group = Group(row["kind"], tuple(map(tuple, row["turns"])), responses)
         scores = {
             task: [response["scores"][column] for response in row["responses"]] for column, task in enumerate(TASKS)
         }
@@ -95,8 +90,7 @@ def read_scores(name: str) -> list[Scored]:
 def run(name: str, groups: Sequence[Group], rows: Sequence[Row]) -> None:
     unseen = unseen_kinds(groups)
     held_out = [is_held_out(name, group, unseen) for group in groups]
-    left_out = [name == "ours" and group.kind in OTHERS for group in groups]
-    trained = [i for i in range(len(groups)) if not held_out[i] and not left_out[i]]
+    trained = [i for i in range(len(groups)) if not held_out[i]]
     judged = [i for i in range(len(groups)) if held_out[i]]
     net = load_trunk(OPTIONS)
     states = cached_states(net, rows, OPTIONS.frozen)
@@ -117,7 +111,7 @@ def main() -> None:
 
     torch.set_num_threads(num_threads())
     tokenizer = AutoTokenizer.from_pretrained(MODELS / "trunk")
-    groups = [*read_preferences(), *read_severities(), *read_hh_pairs()]
+    groups = read_preferences()
     rows = [row_of(group, tokenizer) for group in groups]
     for name in sys.argv[1:] or NAMES:
         run(name, groups, rows)

@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 
 TASKS = ("safety", "helpfulness")
-OTHERS = ("pyrit", "hh")
-"""Kinds of prompts that were not written for this project."""
 MAX_PROMPT, MAX_RESPONSE = 96, 144
 STEP = 16
 """Rows are padded to a multiple of it: products in bfloat16 are compiled for each new shape."""
@@ -32,13 +30,12 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """One prompt and its responses. `absolute`: the ratings mean the same under every prompt, not only an order."""
+    """One prompt and its responses."""
 
     kind: str
     turns: tuple[tuple[str, str], ...]
     """Role and content of what precedes the responses."""
     responses: tuple[Response, ...]
-    absolute: bool = True
 
     @property
     def prompt(self) -> str:

@@ -16,7 +16,7 @@ from models.recipe.common import MODELS, WORK
 from models.recipe.export import calibrations_of
 from models.recipe.folds import FOLDS, NUM_FOLDS, is_held_out, read_scores, unseen_kinds
 from models.recipe.judge import Scored, accuracy, vetoes, worst_pairs
-from models.recipe.packed import OTHERS, TASKS, Group
+from models.recipe.packed import TASKS, Group
 from models.recipe.preferences import longer_wins, pairs_of, read_preferences
 from models.recipe.words import fit_words
 
@@ -53,24 +53,22 @@ def row(title: str, scored: Sequence[Scored], task: str, words: dict[int, list[f
 
 
 def rows_of(scored: Sequence[Scored], groups: Sequence[Group], task: str, min_pairs: int = 5) -> list[Row]:
-    """All kinds together, then each with enough pairs, then what was not written for this project."""
-    own = [each for each in scored if each.group.kind not in OTHERS]
-    words = words_of(own, groups, task)
-    rows = [row("all kinds", own, task, words)]
-    for kind in sorted({each.group.kind for each in scored}, key=lambda kind: (kind in OTHERS, kind)):
+    """All kinds together, then each with enough pairs."""
+    words = words_of(scored, groups, task)
+    rows = [row("all kinds", scored, task, words)]
+    for kind in sorted({each.group.kind for each in scored}):
         of_kind = [each for each in scored if each.group.kind == kind]
         if sum(1 for _ in pairs_of((each.group for each in of_kind), task)) >= min_pairs:
-            rows.append(row(kind, of_kind, task, words if kind not in OTHERS else {}))
+            rows.append(row(kind, of_kind, task, words))
     return rows
 
 
 def veto_rows(scored: Sequence[Scored]) -> list[Row]:
-    own = [each for each in scored if each.group.kind not in OTHERS]
-    if len({each.fold for each in own}) == 1:  # then each half is judged under the other's calibration
-        own = [replace(each, fold=str(number % 2)) for number, each in enumerate(own)]
-    calibrations = calibrations_of(own)
-    named = {"": own} | {
-        f", {kind}": [each for each in own if each.group.kind == kind]
+    if len({each.fold for each in scored}) == 1:  # then each half is judged under the other's calibration
+        scored = [replace(each, fold=str(number % 2)) for number, each in enumerate(scored)]
+    calibrations = calibrations_of(scored)
+    named = {"": scored} | {
+        f", {kind}": [each for each in scored if each.group.kind == kind]
         for kind in ("scary_harmless", "warnings", "self_harm")
     }
     rows = []
@@ -92,8 +90,7 @@ def evaluate() -> dict[str, Any]:
             rows += [entry | {"title": f"never seen: {entry['title']}"} for entry in rows_of(transfer, groups, task)]
         if task == "safety":
             rows += veto_rows(scored)
-        own = [each for each in scored if each.group.kind not in OTHERS]
-        report[task] = {"rows": rows, "worst": [shown(*entry) for entry in worst_pairs(own, task, NUM_WORST)]}
+        report[task] = {"rows": rows, "worst": [shown(*entry) for entry in worst_pairs(scored, task, NUM_WORST)]}
     return report
 
 
