@@ -27,7 +27,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-models: $(VENV)/.train  ## rebuild the checkpoints in models/ from packages and models/recipe/data (about 75 minutes on two cores with bfloat16)
+models: $(VENV)/.train  ## rebuild the checkpoints in models/ from packages and models/recipe/data (about 45 minutes of processor time with bfloat16)
 	$(BIN)/python -m models.recipe
 
 eval: $(VENV)/.train  ## write the figures of the last trainings into the cards
