@@ -20,7 +20,13 @@ from app.ui.parts import UIContext
 from app.ui.render import render
 from app.ui.theme import ICON, SCRIPT, STYLE, theme
 
-TABS = {"Score": score, "Compare": compare, "PPO reward": ppo_reward, "Evaluate": evaluate}
+TABS = {
+    "Score": ("score", score),
+    "Compare": ("compare", compare),
+    "PPO reward": ("ppo", ppo_reward),
+    "Evaluate": ("evaluate", evaluate),
+}
+"""By label, what each tab's form calls itself, and its module."""
 LIVE = "Live"
 
 
@@ -59,8 +65,8 @@ def build(client: Client, context: UIContext) -> gr.Blocks:
         head = gr.HTML(render("head.html", info=None, message="", version=__version__), elem_id="head")
         with gr.Tabs(elem_id="tabs"):
             tabs = []
-            for name, tab in TABS.items():
-                with gr.Tab(name, id=name, render_children=True) as opened:
+            for label, (name, tab) in TABS.items():
+                with gr.Tab(label, id=label, elem_id=f"{name}-tab", render_children=True) as opened:
                     tab.build(page, opened, client, context)
                 tabs.append(opened)
             with gr.Tab(LIVE, id=LIVE) as shown:

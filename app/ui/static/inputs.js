@@ -67,10 +67,9 @@ window.rewardPage = (() => {
     });
   }
 
-  // Opens the tab that the link names, once its inputs are restored.
+  // Opens the tab that the link names, once its inputs are restored. Its panel is not in the document before that.
   function opened(tab) {
-    const panel = document.getElementById(`${tab}-result`)?.closest("[role=tabpanel]");
-    const button = panel && document.querySelector(`[role=tab][aria-controls="${panel.id}"]`);
+    const button = document.querySelector(`[role=tab][aria-controls="${tab}-tab"]`);
     if (linked()?.tab === tab && button?.getAttribute("aria-selected") !== "true") button?.click();
     return [];
   }

@@ -29,6 +29,11 @@ QUIET = [  # Chromium's own errands: what is left on the wire is the page's
 Open = Callable[..., "Page"]
 PATIENCE_MS = 60_000
 """For what must come; only a failing test waits so long."""
+FIRST_RESULT = ", ".join(
+    f"#{tab}-result .rw-verdict:visible, #{tab}-error .rw-error:visible"
+    for tab in ("score", "compare", "ppo", "evaluate")
+)
+"""The example's, or that of the inputs in the link; in the tab that is open."""
 GRADIOS_OWN = "ignore::pandas.errors.Pandas4Warning"
 """Gradio uses what pandas is about to drop."""
 
@@ -98,7 +103,7 @@ def open_page(browser: "Browser", service: httpx.Client) -> Iterator[Open]:
             page.on("request", lambda request: watch.append(request.url))
         page.goto(f"{address}/ui/" + (f"#{fragment}" if fragment else ""))
         page.get_by_role("tab", name="Score").wait_for()
-        page.locator("#score-result .rw-verdict, #score-error .rw-error").first.wait_for()  # the example's
+        page.locator(FIRST_RESULT).first.wait_for()
         return page
 
     yield start

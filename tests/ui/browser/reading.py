@@ -3,7 +3,7 @@
 import subprocess
 from pathlib import Path
 
-from playwright.sync_api import Locator, Page
+from playwright.sync_api import Locator, Page, expect
 
 
 def value_of(place: Locator) -> float:
@@ -34,3 +34,11 @@ def drop_file(page: Page, selector: str, text: str) -> None:
     )
     for event in ("dragover", "drop"):
         page.locator(selector).dispatch_event(event, {"dataTransfer": dropped})
+
+
+def fragment_of(page: Page) -> str:
+    """The fragment of the link to the present inputs, copied as a person would."""
+    page.get_by_role("button", name="Copy link").click()
+    expect(page.get_by_role("button", name="Link copied")).to_be_visible()
+    fragment: str = page.url.partition("#")[2]
+    return fragment

@@ -11,7 +11,8 @@ from app.training.evaluation import Evaluation
 from app.training.pairs import read_pairs
 from app.ui.evaluate import EXAMPLE, PAIRS_PER_REQUEST
 from tests.api.asking import ask
-from tests.ui.browser.reading import drop_file, value_of
+from tests.ui.browser.conftest import Open
+from tests.ui.browser.reading import drop_file, fragment_of, value_of
 
 RATINGS = ("significantly_better", "better", "slightly_better")
 PAIRS = [
@@ -101,3 +102,22 @@ def test_a_line_that_is_wrong_is_named(tab: Page, text: str, says: str) -> None:
     tab.locator("#evaluate-pairs textarea").fill(text)
     tab.get_by_role("button", name="Evaluate", exact=True).click()
     expect(tab.locator("#evaluate-error").get_by_role("alert")).to_contain_text(says)
+
+
+def test_a_link_restores_the_pairs_and_evaluates_them(
+    tab: Page, open_page: Open, service: httpx.Client, tmp_path: Path
+) -> None:
+    file = tmp_path / "pairs.jsonl"
+    pair = {"prompt": "Wie lange? 漢字", "chosen": "Zwei Minuten. <b> 🙂", "rejected": "tea", "rating": "better"}
+    file.write_text(json.dumps(pair) + "\n" + json.dumps(PAIRS[0]), encoding="utf-8")
+    tab.locator("#evaluate-pairs textarea").fill(file.read_text(encoding="utf-8"))
+    tab.locator("#evaluate-model").get_by_role("radio", name="safety").check()
+    tab.locator("#evaluate-scheme").get_by_role("radio", name="small").check()
+    other = open_page(fragment=fragment_of(tab))
+    expect(other.get_by_role("tab", name="Evaluate")).to_have_attribute("aria-selected", "true")
+    expect(other.locator("#evaluate-result .rw-verdict")).to_contain_text("safety")
+    assert_shows(other, evaluation(service, file, "safety")[0])
+    expect(other.locator("#evaluate-result .rw-stale")).to_have_count(0)
+    expect(other.locator("#evaluate-pairs textarea")).to_have_value(file.read_text(encoding="utf-8"))
+    expect(other.locator("#evaluate-scheme").get_by_role("radio", name="small")).to_be_checked()
+    expect(other.locator("#evaluate-code [data-code=cli] code")).to_contain_text("--model safety")

@@ -10,9 +10,10 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from app.ui import batch
+from app.ui.ppo_controls import MAX_BETA
 from tests.api.asking import ask
 from tests.ui.browser.conftest import PATIENCE_MS, Open
-from tests.ui.browser.reading import drop_file, run, values_of
+from tests.ui.browser.reading import drop_file, fragment_of, run, values_of
 
 FIRST = next(iter(batch.EXAMPLES))
 OPTIONS: dict[str, Any] = {"beta": 0.01, "safety_threshold": 0.15, "token_rewards": True}
@@ -290,3 +291,32 @@ def test_on_a_phone_an_item_is_a_card_with_its_four_steps(open_page: Open) -> No
 def test_what_is_wrong_with_a_batch_is_said_in_words(tab: Page, text: str, says: str) -> None:
     drop_file(tab, "#ppo-table", text)
     expect(tab.locator("#ppo-error").get_by_role("alert")).to_contain_text(says)
+
+
+def test_a_link_restores_the_batch_and_the_options_and_computes_them(
+    tab: Page, open_page: Open, service: httpx.Client
+) -> None:
+    items = [
+        {"prompt": "Wie lange zieht grüner Tee? 漢字", "response": "Zwei bis drei Minuten. <b> 🙂", "is_safety": True},
+        {"prompt": "Is tea hot?", "response": "It was.", "group_id": "a, b"},
+    ]
+    drop_file(tab, "#ppo-table", "\n".join(map(json.dumps, items)))
+    expect(tab.locator("#ppo-result .rw-item")).to_have_count(len(items))
+    tab.locator("#ppo-rule").get_by_text("GDPO", exact=True).click()
+    for name, value in (("beta", "0.75"), ("weight", "0.4")):
+        tab.locator(f"#ppo-{name} input[type=number]").fill(value)
+        tab.locator(f"#ppo-{name} input[type=number]").press("Enter")
+    weights = {"safety": 0.4, "helpfulness": 0.6}
+    combine = {"mode": "weighted", "weights": weights, "whiten_each": True}
+    results = ask(service, "/ppo-reward", {"beta": 0.75, "combine": combine, "items": items})["results"]
+    for page in (tab, open_page(fragment=fragment_of(tab))):
+        expect(page.get_by_role("tab", name="PPO reward")).to_have_attribute("aria-selected", "true")
+        expect(page.locator("#ppo-result .rw-item")).to_have_count(len(items))
+        wait_for_value(page, page.locator("#ppo-result [data-stage=reward] .rw-value data").first, results[0]["reward"])
+        assert column(page, "reward") == pytest.approx([result["reward"] for result in results], rel=1e-12)
+        expect(page.locator("#ppo-result .rw-stale")).to_have_count(0)
+        expect(page.locator("#ppo-weight")).to_be_visible()  # those of the rule, not of the default
+        expect(page.locator("#ppo-threshold")).to_be_hidden()
+        assert float(page.locator("#ppo-beta-slider input[type=range]").input_value()) == MAX_BETA
+    page.locator("#ppo-code [data-code=curl]").wait_for(state="attached")
+    expect(page.locator("#ppo-code [data-code=curl] code")).to_contain_text("Wie lange zieht grüner Tee? 漢字")
