@@ -56,9 +56,13 @@ MODEL_SETTINGS = (
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; its exit code: 0, 1 where it fails (one line on stderr), 2 for wrong usage."""
+    if sys.stderr is None:  # closed by whoever started this process
+        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - until the process ends
     options = parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
+        if sys.stdout is None and options.command != "serve":  # which prints nothing there
+            raise StartError("standard output is closed; redirect it, to a file or to /dev/null")
         code = int(options.run(options))
     except BrokenPipeError:  # whoever read the results has enough: `reward-service score ... | head`
         leave_stdout()
@@ -83,6 +87,8 @@ def leave_stdout() -> None:
 def in_one_line(error: Exception) -> str:
     if isinstance(error, ValidationError):
         return "; ".join(map(setting_error, error.errors()))
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
     return " ".join(str(error).split())
 
 

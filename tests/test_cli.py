@@ -1,5 +1,6 @@
 """The console script's commands, run as a user runs them."""
 
+import errno
 import io
 import json
 import os
@@ -7,7 +8,9 @@ import shlex
 import stat
 import subprocess
 import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import httpx
@@ -18,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from app import __version__
 from app.checkpoints.building import head_of
 from app.checkpoints.loading import load_checkpoint
-from app.cli import main
+from app.cli import in_one_line, main
 from app.errors import ModelRefusedError
 from tests.api.asking import LOCK, TEA, ask
 from tests.conftest import Serve
@@ -194,13 +197,52 @@ def test_a_file_without_lines_is_refused(
     assert "has no lines" in capsys.readouterr().err
 
 
-def test_a_file_that_is_not_there_is_one_line(
-    tmp_path: Path, models: list[str], capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("absent", None, "there is no file {}; give a JSONL file, or - for standard input"),
+        (".", None, "{} is a directory; give a JSONL file"),
+        ("a" * 300, None, "{} cannot be read (File name too long); give a file that you may read"),
+        ("utf16", "{}".encode("utf-16"), "{} is UTF-16; save it as UTF-8"),
+    ],
+)
+@pytest.mark.parametrize("command", ["score", "compare", "evaluate"])
+def test_a_file_that_cannot_be_read_is_one_line_with_the_remedy(
+    tmp_path: Path,
+    models: list[str],
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    name: str,
+    content: bytes | None,
+    says: str,
 ) -> None:
-    assert main(["score", str(tmp_path / "absent.jsonl"), *models]) == 1
-    error = capsys.readouterr().err
-    assert "absent.jsonl" in error
-    assert error.count("\n") == 1
+    file = tmp_path / name
+    if content is not None:
+        file.write_bytes(content)
+    assert main([command, str(file), *models]) == 1
+    assert capsys.readouterr().err == f"reward-service: {says.format(file)}\n"
+
+
+def test_standard_input_has_a_name_in_errors(
+    models: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+    assert main(["score", "-", *models]) == 1
+    assert capsys.readouterr().err == "reward-service: standard input has no lines; give one JSON object a line\n"
+
+
+def test_a_closed_standard_output_is_one_line(tmp_path: Path, models: list[str]) -> None:
+    command = shlex.join([*CLI, "score", jsonl(tmp_path / "items.jsonl", TEA), *models])
+    with running(["bash", "-c", f"{command} >&-"], stderr=subprocess.PIPE) as process:
+        _, error = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert error == "reward-service: standard output is closed; redirect it, to a file or to /dev/null\n"
+
+
+def test_an_error_of_the_system_is_told_in_its_words() -> None:
+    assert in_one_line(OSError(errno.ENOSPC, "No space left on device")) == "No space left on device"
+    assert in_one_line(OSError(errno.EACCES, "Permission denied", "out.jsonl")) == "out.jsonl: Permission denied"
+    assert in_one_line(OSError("of another kind")) == "of another kind"
 
 
 def test_keys_and_limits_of_the_network_do_not_stop_a_file(
@@ -427,13 +469,40 @@ def test_a_server_that_is_not_there_or_wants_a_key_is_one_line(
     url = f"http://127.0.0.1:{free_port()}"
     assert main(["score", file, "--url", url]) == 1
     error = capsys.readouterr().err
-    assert error.startswith(f"reward-service: {url} does not answer")
+    assert error.startswith(f"reward-service: {url} did not answer /info")
+    assert error.endswith("; start one with `reward-service serve`, or give another --url\n")
     assert error.count("\n") == 1
     with serve(api_keys="secret") as server:
         assert main(["score", file, "--url", str(server.base_url)]) == 1
         assert "REWARD_CLIENT_API_KEY" in capsys.readouterr().err
         monkeypatch.setenv("REWARD_CLIENT_API_KEY", "secret")
         assert main(["score", file, "--url", str(server.base_url)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("nonsense", "--url is 'nonsense', which does not begin with http:// or https://"),
+        ("http://", "--url is 'http:', which has no host"),
+    ],
+)
+def test_a_url_that_cannot_be_one_is_told_with_an_example(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], url: str, says: str
+) -> None:
+    assert main(["score", jsonl(tmp_path / "items.jsonl", TEA), "--url", url]) == 1
+    assert capsys.readouterr().err == f"reward-service: {says}; pass one such as http://127.0.0.1:8000\n"
+
+
+def test_a_server_of_another_kind_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        Thread(target=server.serve_forever).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        try:
+            assert main(["score", jsonl(tmp_path / "items.jsonl", TEA), "--url", url]) == 1
+        finally:
+            server.shutdown()
+    says = f"{url} answered HTTP 501 without an error of the reward service; check --url, and the proxy if there is one"
+    assert capsys.readouterr().err.endswith(f"reward-service: {says}\n")
 
 
 def test_settings_of_models_mean_nothing_to_a_running_server(

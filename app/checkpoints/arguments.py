@@ -86,9 +86,10 @@ def run_convert(options: argparse.Namespace) -> int:
 
 def run_inspect(options: argparse.Namespace) -> int:
     """Exit code 1 where the service would refuse the checkpoint."""
-    if not options.directory.startswith(HUB_PREFIX) and not Path(options.directory).is_dir():
+    is_directory = options.directory and Path(options.directory).is_dir()
+    if not options.directory.startswith(HUB_PREFIX) and not is_directory:
         raise StartError(
-            f"{options.directory} is not a directory; give one with a checkpoint, or {HUB_PREFIX} and a hub id"
+            f"{options.directory or 'an empty name'} is not a directory; give one with a checkpoint, or {HUB_PREFIX} and a hub id"
         )
 
     try:

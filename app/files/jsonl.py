@@ -1,9 +1,8 @@
 """Lines of JSON from a file or standard input, each with its number."""
 
-import contextlib
 import json
 import sys
-from codecs import BOM_UTF8
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,9 +41,20 @@ def line_of(number: int, content: bytes) -> Line:
 def read_lines(file: str) -> Iterator[tuple[int, bytes]]:
     """The lines of a JSONL file (`-`: stdin) that are not blank, with their numbers.
 
-    Raises InvalidInputError at one that is no JSON, and where there is none.
+    Raises InvalidInputError at one that is no JSON, where there is none, and where the file cannot be read.
     """
-    with contextlib.nullcontext(sys.stdin.buffer) if file == "-" else Path(file).open("rb") as lines:
+    if file == "-":
+        yield from json_lines("standard input", sys.stdin.buffer if sys.stdin is not None else ())
+        return
+    try:
+        lines = Path(file).open("rb")  # noqa: SIM115 - closed below; only what opening it raises is meant
+    except FileNotFoundError:
+        raise InvalidInputError(f"there is no file {file}; give a JSONL file, or - for standard input") from None
+    except IsADirectoryError:
+        raise InvalidInputError(f"{file} is a directory; give a JSONL file") from None
+    except OSError as error:
+        raise InvalidInputError(f"{file} cannot be read ({error.strerror}); give a file that you may read") from None
+    with lines:
         yield from json_lines(file, lines)
 
 
@@ -52,6 +62,8 @@ def json_lines(name: str, lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]
     """As `read_lines`, for lines that come from elsewhere; `name` is what errors call them."""
     found = False
     for number, raw in enumerate(lines, 1):
+        if number == 1 and raw.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
+            raise InvalidInputError(f"{name} is UTF-16; save it as UTF-8")
         line = raw.removeprefix(BOM_UTF8) if number == 1 else raw
         if line.strip():
             try:

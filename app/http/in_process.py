@@ -111,12 +111,19 @@ class Remote:
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
-        from reward_client import APIError, RewardClientError
+        from reward_client import APIError, ConfigurationError, ConnectionFailedError, RewardClientError
 
         try:
             yield
         except APIError as error:
+            if not error.code:  # every error of the service has one
+                words = f"{self.url} answered HTTP {error.status} without an error of the reward service"
+                raise RefusedError(f"{words}; check --url, and the proxy if there is one", None) from None
             hint = f"; set {KEY_VARIABLE} to an API key" if error.status == httpx.codes.UNAUTHORIZED else ""
             raise RefusedError(f"{error.message}{hint}", error.item) from None
+        except ConfigurationError as error:
+            raise RefusedError(str(error).replace("base_url", "--url", 1), None) from None
+        except ConnectionFailedError as error:
+            raise RefusedError(f"{error}; start one with `reward-service serve`, or give another --url", None) from None
         except (RewardClientError, httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
             raise RefusedError(f"{self.url} does not answer as a reward service: {error}", None) from None
