@@ -18,7 +18,7 @@ from pydantic_settings import CliSettingsSource
 
 from app import __version__
 from app.checkpoints.arguments import add_checkpoint_commands
-from app.checkpoints.early import check_declarations
+from app.checkpoints.early import check_declarations, check_files
 from app.engine.process import exit_now, has_daemon_work
 from app.errors import RewardServiceError, StartError
 from app.files.jsonl import Line, read_entries
@@ -251,11 +251,12 @@ def answerer_of(options: argparse.Namespace) -> "tuple[Callable[[], Answerer], i
 
 
 def require_models(settings: Settings) -> None:
-    """Raises StartError where a model's directory does not exist, or what is declared about it cannot be read: before torch is
-    imported, which takes seconds."""
+    """Raises StartError where a model's directory does not exist, or its files or what is declared about them say that it
+    cannot be served: before torch is imported, which takes seconds."""
     for name in settings.model_names:
         given = settings.model_settings(name)
-        check_declarations(given.source, given.head, given.text)
+        declarations = check_declarations(given.source, given.head, given.text)
+        check_files(given.source, declarations, trust_remote_code=settings.trust_remote_code)
 
 
 def results_of(options: argparse.Namespace, lines: Sequence[Line]) -> Results:
@@ -270,7 +271,8 @@ def results_of(options: argparse.Namespace, lines: Sequence[Line]) -> Results:
 
 def run_evaluate(options: argparse.Namespace) -> int:
     settings = settings_of(options)
-    settings.model_source(options.model)
+    if settings.model_source(options.model) is not None:
+        require_models(settings.only(options.model))
 
     from app.training.judge import evaluate
 

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from app.checkpoints.adapter_files import CONFIG, WEIGHTS, find_base, holds_adapter
+from app.checkpoints.files import find_file
 from app.checkpoints.weights import opened
-from app.engine.transformers_internals import find_file
 from app.errors import ModelRefusedError
-from app.settings import HUB_PREFIX
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PEFT_PREFIX = "base_model.model."
 """What peft writes before the names of the base."""
 
@@ -48,10 +47,7 @@ def find_adapter(source: str, path: str, *, local_files_only: bool) -> Adapter |
     Raises ModelRefusedError where its base cannot be told or is not there.
     """
     config_file = find_file(path, CONFIG, local_files_only=local_files_only)
-    if config_file is None or any(
-        find_file(path, name, local_files_only=local_files_only) is not None
-        for name in ("model.safetensors", "model.safetensors.index.json")
-    ):
+    if config_file is None or not holds_adapter(path, local_files_only=local_files_only):
         return None
     if find_file(path, WEIGHTS, local_files_only=local_files_only) is None:
         raise FileNotFoundError(f"no file named {WEIGHTS}")
@@ -70,20 +66,7 @@ def base_of(source: str, directory: Path, *, may_be_remote: bool) -> str:
         raise ModelRefusedError(
             f"{source} is a {config.peft_type} adapter, which cannot be merged into its base; use LoRA"
         )
-    named = config.base_model_name_or_path or ""
-    if named.startswith(HUB_PREFIX):
-        return named
-    places = [Path(named), directory / named, directory.parent / Path(named).name] if named else []
-    for place in places:
-        if (place / "config.json").is_file():
-            return str(place)
-    if named and may_be_remote:
-        return f"{HUB_PREFIX}{named}"
-    raise ModelRefusedError(
-        f"{source} is an adapter of {named or 'an unnamed base'}, which is no directory here; put the base at "
-        f"{directory.parent / (Path(named).name or 'base')}, or let base_model_name_or_path in {CONFIG} be its "
-        f"directory, or {HUB_PREFIX} and its hub id"
-    )
+    return find_base(source, directory, config.base_model_name_or_path or "", may_be_remote=may_be_remote)
 
 
 def merged_weights(net: PreTrainedModel, adapter: Adapter, *, is_shared: bool = False) -> dict[str, Tensor]:

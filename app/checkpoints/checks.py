@@ -1,20 +1,14 @@
-"""Checks of a checkpoint: each raises ModelRefusedError in one line, with what was found and the remedy."""
+"""Checks of a checkpoint, on names and shapes, without torch and transformers: each raises ModelRefusedError in one line, with what was found and the remedy."""
 
-import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import PreTrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
-from transformers.utils import logging as transformers_logging
-
-from app.checkpoints.architecture import architecture_of, is_classifier
+from app.checkpoints.architecture import is_classifier
+from app.checkpoints.files import is_marked_untrained, shape_of
 from app.checkpoints.pickled import needs_conversion
-from app.checkpoints.weights import is_marked_untrained, shape_of
 from app.errors import ModelRefusedError, UndeclaredHeadError, one_line
 
 OTHER_RULES = ("value_head_prefix", "mean", "std", "normalizer_type", "score_type")
@@ -23,12 +17,8 @@ UNUSED = re.compile(r"(^|\.)(lm_head|embed_out)\.|\.rotary_emb\.inv_freq$|\.(mas
 """Tensors that a classifier has no use for: a language model's head, and buffers that are computed."""
 
 
-def check_config(
-    source: str, config: PreTrainedConfig, *, runs_own_code: bool = False, chooses_output: bool = False
-) -> None:
-    """Raises where this is no plain classifier, or a classifier's name on a checkpoint with rules of its own. It has one output
-    unless a declared map chooses among several."""
-    architecture = architecture_of(getattr(config, "architectures", None))
+def check_architecture(source: str, architecture: str) -> None:
+    """Raises where this is no sequence classifier."""
     if not is_classifier(architecture):
         if pickled := needs_conversion(Path(source)):
             raise ModelRefusedError(
@@ -40,17 +30,12 @@ def check_config(
             f"`reward-service init --from-lm {source} --out DIR` and train it; if it is a guard or a judge, name the tokens of "
             'its verdict in reward.json, such as {"head": {"positive": "Yes", "negative": "No"}}'
         )
-    native = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.get(config.model_type)
-    if native is not None and architecture != native and not runs_own_code:
-        raise ModelRefusedError(
-            f"{source} is {architecture}, and transformers has {native} for its model_type {config.model_type}: the score may be "
-            f'another; declare how it is read in reward.json, such as {{"head": "score", "position": "last"}}, or let architectures '
-            f"in config.json be [{native}] if it is one"
-        )
-    if not chooses_output:
-        check_labels(source, config)
+
+
+def check_other_rules(source: str, architecture: str, config: Mapping[str, Any]) -> None:
+    """Raises where the config has a rule of another kind of reward model."""
     for name in OTHER_RULES:
-        value = getattr(config, name, None)
+        value = config.get(name)
         if value is not None:
             raise ModelRefusedError(
                 f"{source} has {name} {value!r} in its config: its score is not the plain output of {architecture}; serve "
@@ -74,8 +59,8 @@ def named(names: Sequence[str], weights: Mapping[str, Any]) -> str:
     return ", ".join(shown) + (f" and {len(names) - 3} more" if len(names) > 3 else "")  # noqa: PLR2004 - enough to tell
 
 
-def check_quantized(source: str, config: PreTrainedConfig) -> None:
-    saved = getattr(config, "quantization_config", None)
+def check_quantized(source: str, saved: Any) -> None:
+    """`saved`: the config's `quantization_config`."""
     if saved is not None:
         method = saved.get("quant_method") if isinstance(saved, dict) else saved.quant_method
         raise ModelRefusedError(
@@ -83,10 +68,10 @@ def check_quantized(source: str, config: PreTrainedConfig) -> None:
         )
 
 
-def check_labels(source: str, config: PreTrainedConfig) -> None:
-    if config.num_labels != 1:
+def check_labels(source: str, num_labels: int) -> None:
+    if num_labels != 1:
         raise UndeclaredHeadError(
-            f"{source} has num_labels {config.num_labels}, and nothing says which output is the score; write it to reward.json: "
+            f"{source} has num_labels {num_labels}, and nothing says which output is the score; write it to reward.json: "
             '{"map": {"output": 0}}, {"map": {"log_odds": [1, 0]}} for output 1 against output 0, or {"map": {"softmax": 1}}'
         )
 
@@ -101,7 +86,7 @@ def check_missing(source: str, missing: set[str]) -> None:
         raise ModelRefusedError(f"{source} lacks weights ({named}), so they would be random; {remedy}")
 
 
-def check_mismatched(source: str, mismatched: set[tuple[str, torch.Size, torch.Size]]) -> None:
+def check_mismatched(source: str, mismatched: Collection[tuple[str, Sequence[int], Sequence[int]]]) -> None:
     for name, saved, wanted in sorted(mismatched):
         raise ModelRefusedError(
             f"{source} has {name} of shape {list(saved)} where its config asks for {list(wanted)}; "
@@ -137,18 +122,3 @@ def refusing(source: str) -> Iterator[None]:
         elif any(Path(source).glob("consolidated*.pth")):
             hint = "only safetensors are read: save it with save_pretrained, which writes them"
         raise ModelRefusedError(f"{source} cannot be loaded ({one_line(error)}); {hint}") from error
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Its warnings about a checkpoint are our refusals, and its progress bars no one's log."""
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity(logging.ERROR)
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]

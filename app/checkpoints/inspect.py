@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from app.checkpoints.checks import quiet_transformers
 from app.checkpoints.loading import load_checkpoint
 from app.checkpoints.memory import available_bytes, in_gb
 from app.checkpoints.saved import read_saved
 from app.checkpoints.seen import Seen, look_at
+from app.checkpoints.transformers_checks import quiet_transformers
 from app.engine.batch import Batch
 from app.engine.inputs import Input, PromptResponse
 from app.engine.reward_model import RewardModel

@@ -9,10 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-from transformers import PreTrainedModel
-
-from app.checkpoints.weights import shape_of
+from app.checkpoints.files import shape_of
 from app.errors import ModelRefusedError
 
 WRAPPERS = re.compile(r"^((module|_orig_mod|base_model\.model|base_model|pretrained_model)\.)+")
@@ -24,6 +21,20 @@ INERT = re.compile(
     r"|^(model\.)?(vision_tower|vision_model|visual|multi_modal_projector|audio_tower|embed_vision|embed_audio)\."
 )
 """Buffers that are computed, and what only images and sounds go through."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrunkNames:
+    """What a trunk's class calls its parts."""
+
+    embedding: str
+    """The input embedding's weight, such as `embed_tokens.weight`."""
+    children: frozenset[str]
+    """The first part of every tensor's name."""
+    prefix: str
+    """Before the trunk's names in transformers' classes with a head, such as `model.`."""
+    hidden_size: int
+    """Of the states that it gives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,37 +55,34 @@ class Layout:
         return {name: shape_of(stored) for name, stored in self.head.items()}
 
 
-def layout_of(source: str, weights: Mapping[str, Any], trunk: PreTrainedModel) -> Layout | None:
-    """How the tensors are laid out over `trunk`, which may be on `meta`; None where its embedding is not among them.
+def layout_of(source: str, weights: Mapping[str, Any], trunk: TrunkNames) -> Layout | None:
+    """How the tensors are laid out over `trunk`; None where its embedding is not among them.
 
     Raises ModelRefusedError where the files hold two trunks.
     """
     prefix = find_prefix(source, list(weights), trunk)
     if prefix is None:
         return None
-    num_tokens = shape_of(weights[f"{prefix}{embedding_name(trunk)}"])[0]
+    num_tokens = shape_of(weights[f"{prefix}{trunk.embedding}"])[0]
 
     def has_row_per_token(stored: Any) -> bool:
         """Give or take rows that round a vocabulary up. A scalar head under the same name has one row."""
         return shape_of(stored)[0] * 2 >= num_tokens
 
-    children = {name for name, _ in trunk.named_children()} | {
-        name for name, _ in trunk.named_parameters(recurse=False)
-    }
     parts: dict[str, dict[str, Any]] = {"trunk": {}, "lm_head": {}, "head": {}}
     for name, stored in weights.items():
         inside = name.removeprefix(prefix)
-        if name.startswith(prefix) and inside.partition(".")[0] in children:
+        if name.startswith(prefix) and inside.partition(".")[0] in trunk.children:
             parts["trunk"][inside] = stored
             continue
         outside = WRAPPERS.sub("", inside)
         if not INERT.search(outside):
             parts["lm_head" if LM_HEAD.search(outside) and has_row_per_token(stored) else "head"][outside] = stored
-    return Layout(prefix, embedding_name(trunk), **parts)
+    return Layout(prefix, trunk.embedding, **parts)
 
 
-def find_prefix(source: str, names: list[str], trunk: PreTrainedModel) -> str | None:
-    anchor = embedding_name(trunk)
+def find_prefix(source: str, names: list[str], trunk: TrunkNames) -> str | None:
+    anchor = trunk.embedding
     prefixes = [name.removesuffix(anchor) for name in names if name == anchor or name.endswith(f".{anchor}")]
     if len(prefixes) > 1:
         raise ModelRefusedError(
@@ -82,23 +90,6 @@ def find_prefix(source: str, names: list[str], trunk: PreTrainedModel) -> str | 
             "save it once: `reward-service convert` drops copies"
         )
     return prefixes[0] if prefixes else None
-
-
-def embedding_name(trunk: PreTrainedModel) -> str:
-    """The name of the input embedding's weight in the trunk, such as `embed_tokens.weight`."""
-    embedding = trunk.get_input_embeddings()
-    return next(f"{name}.weight" for name, module in trunk.named_modules() if module is embedding)
-
-
-def hidden_size(trunk: PreTrainedModel) -> int:
-    """Of the states that the trunk gives."""
-    config: Any = trunk.config.get_text_config()
-    size = getattr(config, "hidden_size", None) or getattr(config, "n_embd", None)
-    if size is None:
-        embedding = trunk.get_input_embeddings()
-        assert isinstance(embedding, nn.Embedding)
-        size = embedding.embedding_dim
-    return int(size)
 
 
 def layers_named(shapes: Mapping[str, tuple[int, ...]], name: str) -> list[str]:

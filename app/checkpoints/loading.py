@@ -14,14 +14,10 @@ from app.checkpoints.about import about_of
 from app.checkpoints.adapters import find_adapter
 from app.checkpoints.building import build, head_of, load_trunk, net_of
 from app.checkpoints.card import CARD_NAME, tags_of
-from app.checkpoints.checks import (
-    check_config,
-    check_untrained,
-    quiet_transformers,
-    refusing,
-)
+from app.checkpoints.checks import check_untrained, refusing
 from app.checkpoints.declaration import DECLARATION_NAME, Declared, read_declarations
 from app.checkpoints.encoder_decoders import position_of_class
+from app.checkpoints.files import find_file
 from app.checkpoints.max_length import max_length_of
 from app.checkpoints.merging import read_merged, runs_own_code
 from app.checkpoints.parts import TrunkParts, parts_of, vocabulary_of
@@ -30,6 +26,7 @@ from app.checkpoints.recipe import Recipe, check_outputs, map_of, position_of
 from app.checkpoints.saved import Saved, read_saved, where
 from app.checkpoints.sharing import SharedBases
 from app.checkpoints.text_parts import text_rules_of
+from app.checkpoints.transformers_checks import check_config, quiet_transformers
 from app.checkpoints.weights import (
     hub_commit,
     signatures_of,
@@ -39,7 +36,6 @@ from app.engine.checkpoint import Checkpoint
 from app.engine.head import Head, Layer, Position, ScoreMap
 from app.engine.head_names import Reduction
 from app.engine.text_rules import TextRules
-from app.engine.transformers_internals import find_file
 from app.errors import ModelRefusedError
 
 CAUSAL_TOLERANCE = 1e-4

@@ -16,11 +16,13 @@ from transformers import (
 
 from app.checkpoints.adapters import Adapter, merged_weights
 from app.checkpoints.building import build, head_of, net_of
-from app.checkpoints.checks import check_config, check_labels, check_untrained
+from app.checkpoints.checks import check_labels, check_untrained
 from app.checkpoints.declaration import Declaration
+from app.checkpoints.files import head_files
 from app.checkpoints.saved import Saved
 from app.checkpoints.sharing import ON_CPU, Base, LateTensor, SharedBases
-from app.checkpoints.weights import head_files, signatures_of, weights_of
+from app.checkpoints.transformers_checks import check_config
+from app.checkpoints.weights import signatures_of, weights_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +104,7 @@ def prepare_classifier(
     else:
         base.config.num_labels = rows
         if not chooses_output:
-            check_labels(source, base.config)
+            check_labels(source, rows)
     return rows is not None
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from app.checkpoints.weights import shape_of
+from app.checkpoints.files import shape_of
 
 RawConfig = Mapping[str, Any]
 Weights = dict[str, Any]

@@ -1,24 +1,20 @@
 """Tells a checkpoint's kind before its weights are read: a plain classifier, or a trunk with a head that is found or declared."""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoModel, PreTrainedModel
 
-from app.checkpoints.architecture import architecture_of, is_classifier
 from app.checkpoints.declaration import Declaration, Declared
-from app.checkpoints.families import Found, declares, find_family
-from app.checkpoints.layout import Layout, hidden_size, in_words, layout_of
-from app.checkpoints.recipe import Recipe, RecipeMaker, remedy
+from app.checkpoints.heads import add_family, check_head_is_known
+from app.checkpoints.layout import Layout, TrunkNames, layout_of
+from app.checkpoints.recipe import Recipe, RecipeMaker
 from app.checkpoints.saved import Saved
 from app.checkpoints.vocabulary import Vocabulary
-from app.errors import ModelRefusedError, UndeclaredHeadError
-
-OTHER_HEADS = re.compile(r"(v_head|value_head|regression_head|score_head|reward_head|score\.\d+)\.")
-"""Heads that no classifier of transformers has: its name in config.json is then not the truth."""
+from app.errors import ModelRefusedError
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,17 +36,18 @@ def parts_of(
     declared = Declared()
     has_declared_head = any(declaration.head is not None for declaration, _ in declarations)
     empty = empty_trunk(saved)
-    layout = layout_of(source, saved.weights, empty) if empty is not None else None
+    trunk = trunk_names(empty) if empty is not None else None
+    layout = layout_of(source, saved.weights, trunk) if trunk is not None else None
     explained: set[str] = set()
-    if empty is not None and layout is not None and not has_declared_head:
-        explained = add_family(source, saved, declared, empty, layout)
+    if trunk is not None and layout is not None and not has_declared_head:
+        explained = add_family(source, saved.raw_config, declared, trunk, layout, numbers_in(layout))
     for declaration, origin in declarations:
         declared.add(declaration, origin)
     if declared.head is None:
-        if empty is not None and layout is not None:
-            check_head_is_known(source, saved, layout, hidden_size(empty))
+        if trunk is not None and layout is not None:
+            check_head_is_known(source, saved.raw_config, layout, trunk.hidden_size)
         return declared
-    if empty is None or layout is None:
+    if empty is None or trunk is None or layout is None:
         raise ModelRefusedError(
             f"{source}: {declared.origin['head']} declares a head, and the files have no trunk that transformers knows "
             f"(model_type {saved.config.model_type}); it cannot be served"
@@ -64,22 +61,11 @@ def parts_of(
         layout,
         vocabulary_of(source, saved, embedding.num_embeddings),
         config=saved.config,
-        hidden_size=hidden_size(empty),
+        hidden_size=trunk.hidden_size,
         beside=beside.parent if beside is not None else None,
     )
     maker.explained |= explained
     return TrunkParts(empty, layout, maker.make())
-
-
-def check_head_is_known(source: str, saved: Saved, layout: Layout, size: int) -> None:
-    """Raises where this is no classifier of transformers, and there are tensors beside the trunk."""
-    architecture = architecture_of(saved.raw_config.get("architectures"))
-    is_renamed = "score.weight" not in layout.head_shapes and any(map(OTHER_HEADS.match, layout.head_shapes))
-    if layout.head_shapes and (not is_classifier(architecture) or is_renamed):
-        raise UndeclaredHeadError(
-            f"{source} is {architecture} and has {in_words(layout.head_shapes)}: a head of no family that is known here; "
-            f"{remedy(layout.head_shapes, size)}"
-        )
 
 
 def empty_trunk(saved: Saved) -> PreTrainedModel | None:
@@ -94,25 +80,23 @@ def empty_trunk(saved: Saved) -> PreTrainedModel | None:
     return trunk
 
 
-def add_family(source: str, saved: Saved, declared: Declared, empty: PreTrainedModel, layout: Layout) -> set[str]:
-    """Adds what the checkpoint's family declares; returns the tensors that its rule explains beside the head."""
-    found = Found(
-        source=source,
-        config=saved.raw_config,
-        shapes=layout.head_shapes,
-        prefix=layout.prefix,
-        hidden_size=hidden_size(empty),
-        own_prefix=f"{empty.base_model_prefix}.",
-        num_values=numbers_in(layout),
-    )
-    match = find_family(source, found)
-    if match is None:
-        return set()
-    family, head, evidence = match
-    rules = declares(family, found) | {"head": {"tensors": head, "activation": family.activation}}
-    declared.add(Declaration.model_validate(rules), f"{family.name}: {evidence}", is_declared=False)
-    declared.replaces_template = family.replaces_template
-    return set(family.explains)
+def trunk_names(trunk: PreTrainedModel) -> TrunkNames:
+    """What its class calls the parts of `trunk`, which may be on `meta`."""
+    children = [name for name, _ in trunk.named_children()]
+    own = [name for name, _ in trunk.named_parameters(recurse=False)]
+    embedding = trunk.get_input_embeddings()
+    name = next(f"{name}.weight" for name, module in trunk.named_modules() if module is embedding)
+    return TrunkNames(name, frozenset([*children, *own]), f"{trunk.base_model_prefix}.", hidden_size(trunk))
+
+
+def hidden_size(trunk: PreTrainedModel) -> int:
+    config: Any = trunk.config.get_text_config()
+    size = getattr(config, "hidden_size", None) or getattr(config, "n_embd", None)
+    if size is None:
+        embedding = trunk.get_input_embeddings()
+        assert isinstance(embedding, nn.Embedding)
+        size = embedding.embedding_dim
+    return int(size)
 
 
 def numbers_in(layout: Layout) -> dict[str, float]:

@@ -1,6 +1,5 @@
 """From what was found and declared to a head and text rules: every part, and where it came from."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,19 +11,12 @@ from transformers import PreTrainedConfig
 from app.checkpoints.about import about_of
 from app.checkpoints.checks import check_finite
 from app.checkpoints.declaration import Declared, HeadPart, MapPart, PositionPart
-from app.checkpoints.layout import (
-    Layout,
-    in_words,
-    is_chain,
-    layers_named,
-    suggested_declaration,
-    tensors_of,
-    with_activation,
-)
+from app.checkpoints.files import shape_of
+from app.checkpoints.heads import check_all_explained, check_chosen, head_layers
+from app.checkpoints.layout import Layout, in_words, layers_named, tensors_of
 from app.checkpoints.logits import LogitRule, LogitsError, measure_logits
 from app.checkpoints.text_parts import text_rules_of
 from app.checkpoints.vocabulary import Vocabulary
-from app.checkpoints.weights import shape_of
 from app.engine.head import Head, Layer, Position, ScoreMap
 from app.engine.text_rules import TextRules
 from app.errors import ModelRefusedError
@@ -130,7 +122,7 @@ class RecipeMaker:
         replaces = self.declared.replaces_template
         rules = text_rules_of(self.source, text, self.vocabulary, replaces=replaces, beside=self.beside)
         if part.tensors is not None:
-            layers, what, score_map = self._layers(part), self._in_words(part), NO_MAP
+            layers, what, score_map = self._layers(), self._in_words(part), NO_MAP
         else:
             layers, what, score_map = self._token_rows(part)
         given = self.declared.map
@@ -146,7 +138,7 @@ class RecipeMaker:
         if part.tensors is not None:
             check_chosen(self.source, self.declared, len(layers[-1].weight))
         check_outputs(self.source, head.map, len(layers[-1].weight))
-        check_all_explained(self.source, self.layout, self.explained, self.hidden_size)
+        check_all_explained(self.source, self.layout.head_shapes, self.explained, self.hidden_size)
         about = about_of(self.declared, head, what)
         return Recipe(head, rules, about | {"map": about["map"] + self._unused_normalization(given)})
 
@@ -167,21 +159,9 @@ class RecipeMaker:
                 f"{self.source}: {self.declared.origin['head']} reads logits, and {error}; they cannot be served"
             ) from error
 
-    def _layers(self, part: HeadPart) -> tuple[Layer, ...]:
-        names = [part.tensors] if isinstance(part.tensors, str) else list(part.tensors or ())
-        shapes = self.layout.head_shapes
-        layers = layers_named(shapes, names[0]) if len(names) == 1 else names
-        if not is_chain(shapes, layers, self.hidden_size):
-            raise ModelRefusedError(
-                f"{self.source}: {self.declared.origin['head']} declares the head {' and '.join(names)}, which should be layers "
-                f"over states of {self.hidden_size}; the files have {in_words(shapes) or 'no tensor beside the language model'}"
-            )
-        if len(layers) > 1 and part.activation is None:
-            raise ModelRefusedError(
-                f"{self.source}: the head {' and '.join(names)} has {len(layers)} layers, and nothing says what is between them; "
-                f'declare it: "head": {json.dumps(with_activation(names[0] if len(names) == 1 else names))}, or another activation'
-            )
-        self.explained |= set(tensors_of(layers, shapes))
+    def _layers(self) -> tuple[Layer, ...]:
+        layers = head_layers(self.source, self.declared, self.layout.head_shapes, self.hidden_size)
+        self.explained |= set(tensors_of(layers, self.layout.head_shapes))
         return tuple(self._layer(name) for name in layers)
 
     def _layer(self, name: str) -> Layer:
@@ -252,26 +232,3 @@ def check_outputs(source: str, score_map: ScoreMap, num_outputs: int) -> None:
         raise ModelRefusedError(
             f"{source}: map.weights has {len(score_map.weights)} numbers for a head with {num_outputs} outputs; give one each"
         )
-
-
-def check_chosen(source: str, declared: Declared, num_outputs: int) -> None:
-    """Raises where a head has several outputs and nothing says which is the score."""
-    if num_outputs > 1 and not declared.map.chooses:
-        raise ModelRefusedError(
-            f"{source}: the head has {num_outputs} outputs, and nothing says which is the score; declare "
-            '"map": {"output": 0}, {"log_odds": [[1], [0]]}, {"softmax": 1} or {"weights": [...]} in reward.json'
-        )
-
-
-def check_all_explained(source: str, layout: Layout, explained: set[str], size: int) -> None:
-    left = {name: shape for name, shape in layout.head_shapes.items() if name not in explained}
-    if left:
-        raise ModelRefusedError(f"{source} has {in_words(left)}, which no part of the model uses; {remedy(left, size)}")
-
-
-def remedy(shapes: Mapping[str, tuple[int, ...]], size: int) -> str:
-    """The line that would declare what looks like a head over states of `size`."""
-    declared = suggested_declaration(shapes, size)
-    if declared is None:
-        return "save the model that was trained, or remove them"
-    return f"if it is the head, write {json.dumps(declared)} to reward.json, else remove it"

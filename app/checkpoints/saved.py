@@ -8,10 +8,10 @@ from typing import Any
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from app.checkpoints.checks import check_quantized
+from app.checkpoints.files import find_file, weight_files
 from app.checkpoints.gguf import find_gguf, gguf_weights
 from app.checkpoints.native import NATIVE
-from app.checkpoints.weights import FileSignature, signatures_of, weight_files, weights_of
-from app.engine.transformers_internals import find_file
+from app.checkpoints.weights import FileSignature, signatures_of, weights_of
 from app.settings import HUB_PREFIX
 
 
@@ -43,7 +43,7 @@ def read_saved(source: str, trust_remote_code: bool) -> Saved:
         inherited = {key: value for key, value in raw.items() if key not in {"model_type", "auto_map"}}
         config = AutoConfig.for_model(native.model_type, **inherited)
         tokenizer = read_tokenizer(path, local)
-    check_quantized(source, config)
+    check_quantized(source, getattr(config, "quantization_config", None))
     gguf = find_gguf(path) if local else None
     files = [gguf] if gguf is not None else weight_files(path, local_files_only=local)
     signatures = signatures_of(files)

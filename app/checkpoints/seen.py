@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.checkpoints.architecture import architecture_of, is_classifier, is_language_model
-from app.checkpoints.layout import hidden_size, in_words, layout_of, suggested_declaration
-from app.checkpoints.parts import empty_trunk
+from app.checkpoints.layout import in_words, layout_of, suggested_declaration
+from app.checkpoints.parts import empty_trunk, trunk_names
 from app.checkpoints.saved import Saved
 from app.errors import ModelRefusedError
 
@@ -49,7 +49,7 @@ def look_at(source: str, saved: Saved) -> Seen | None:
     """None where transformers has no plain model of this type, or its trunk is not in the files."""
     trunk = empty_trunk(saved)
     try:
-        layout = layout_of(source, saved.weights, trunk) if trunk is not None else None
+        layout = layout_of(source, saved.weights, trunk_names(trunk)) if trunk is not None else None
     except ModelRefusedError:  # two trunks
         layout = None
     if trunk is None or layout is None:
@@ -58,7 +58,7 @@ def look_at(source: str, saved: Saved) -> Seen | None:
     return Seen(
         trunk=type(trunk).__name__,
         num_parameters=sum(weight.numel() for weight in trunk.parameters()),
-        hidden_size=hidden_size(trunk),
+        hidden_size=trunk_names(trunk).hidden_size,
         prefix=layout.prefix,
         head_shapes=layout.head_shapes,
         has_output_embedding=bool(layout.lm_head)

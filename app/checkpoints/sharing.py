@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from app.checkpoints.adapters import find_adapter
+from app.checkpoints.files import shape_of
 from app.checkpoints.placement import Placement
 from app.checkpoints.saved import Saved, read_saved, where
-from app.checkpoints.weights import shape_of, signatures_of
+from app.checkpoints.weights import signatures_of
 from app.settings import HUB_PREFIX
 
 ON_CPU = Placement(torch.device("cpu"), torch.float32)

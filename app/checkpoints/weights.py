@@ -1,7 +1,6 @@
-"""A checkpoint's safetensors files: found, read tensor by tensor, hashed. Knows nothing of models."""
+"""A checkpoint's safetensors files: read tensor by tensor, hashed. Knows nothing of models."""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,39 +10,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from app.engine.transformers_internals import find_file
-
-UNTRAINED_MARK = {"reward_head": "untrained"}
-"""Metadata that `reward-service init` leaves in the file of a head; any training that saves its model drops it."""
-
-WEIGHT_NAMES = ("model.safetensors", "pytorch_model.safetensors")
-HEAD_NAME = "value_head.safetensors"
-"""LLaMA-Factory's, beside the weights of the language model or of the adapter."""
-
 FileSignature = tuple[int, int, int]
-
-
-def weight_files(path: str, *, local_files_only: bool) -> list[Path]:
-    """The safetensors files that hold the weights, one or those that the index names, and a value head's own file.
-
-    Raises FileNotFoundError where there are none, or one that the index names is missing.
-    """
-    for name in WEIGHT_NAMES:
-        index = find_file(path, f"{name}.index.json", local_files_only=local_files_only)
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index is not None else [name]
-        files = {each: find_file(path, each, local_files_only=local_files_only) for each in names}
-        found = [file for file in files.values() if file is not None]
-        if len(found) == len(names):
-            return [*found, *head_files(path, local_files_only=local_files_only)]
-        if index is not None:
-            raise FileNotFoundError(f"no file named {min(name for name, file in files.items() if file is None)}")
-    raise FileNotFoundError(f"no file named {WEIGHT_NAMES[0]}")
-
-
-def head_files(path: str, *, local_files_only: bool) -> list[Path]:
-    """The file of a value head that was saved beside its language model or adapter, if there is one."""
-    file = find_file(path, HEAD_NAME, local_files_only=local_files_only)
-    return [] if file is None else [file]
 
 
 def opened(file: Path) -> Any:
@@ -62,20 +29,6 @@ def weights_of(files: list[Path]) -> dict[str, Any]:
                 raise ValueError(f"two files hold a tensor {name}, the second is {file.name}")
             weights[name] = tensors.get_slice(name)
     return weights
-
-
-def shape_of(stored: Any) -> tuple[int, ...]:
-    """Of a tensor, or of one that is not read yet."""
-    return tuple(stored.get_shape() if hasattr(stored, "get_shape") else stored.shape)
-
-
-def is_marked_untrained(files: list[Path]) -> bool:
-    """Whether a safetensors file among `files` has the mark; a GGUF file cannot."""
-    for file in (file for file in files if file.suffix == ".safetensors"):
-        with opened(file) as tensors:
-            if UNTRAINED_MARK.items() <= (tensors.metadata() or {}).items():
-                return True
-    return False
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ def unsplittable_modules(net: PreTrainedModel) -> list[str]:
     return list(names or [])
 
 
-def find_file(path: str, name: str, *, local_files_only: bool) -> Path | None:
-    """A file of a directory, or of a hub id unless `local_files_only`; None if there is no file of this name."""
+def find_in_hub(path: str, name: str, *, local_files_only: bool) -> Path | None:
+    """A file of a hub id, from the cache alone if `local_files_only`; None if there is no file of this name."""
     found = cached_file(path, name, local_files_only=local_files_only, _raise_exceptions_for_missing_entries=False)
     return None if found is None else Path(found)

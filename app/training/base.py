@@ -19,10 +19,11 @@ from transformers import (
 
 from app.checkpoints.architecture import architecture_of, is_language_model
 from app.checkpoints.building import head_of
-from app.checkpoints.checks import quiet_transformers, refusing
+from app.checkpoints.checks import refusing
 from app.checkpoints.loading import load_checkpoint
 from app.checkpoints.max_length import max_length_of
 from app.checkpoints.new_head import with_new_head
+from app.checkpoints.transformers_checks import quiet_transformers
 from app.errors import ModelRefusedError, TrainingError
 
 

@@ -13,8 +13,8 @@ import transformers
 from tqdm import tqdm
 
 from app.checkpoints.building import head_of
-from app.checkpoints.checks import quiet_transformers
 from app.checkpoints.placement import pick_device
+from app.checkpoints.transformers_checks import quiet_transformers
 from app.engine.num_threads import thread_limit
 from app.engine.process import prepare_process
 from app.engine.tokenization import Tokenization

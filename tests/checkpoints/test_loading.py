@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from app.checkpoints.building import head_of
+from app.checkpoints.files import UNTRAINED_MARK, weight_files
 from app.checkpoints.loading import load_checkpoint
 from app.checkpoints.placement import pick_dtype
-from app.checkpoints.weights import UNTRAINED_MARK, hub_commit, weight_files, weights_hash
+from app.checkpoints.weights import hub_commit, weights_hash
 from app.errors import ModelRefusedError
 from tests.models import FAMILIES, make_model, make_tokenizer
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from app.checkpoints.early import check_declarations, check_files
 from app.checkpoints.loading import load_checkpoint
 from app.engine.batch import Batch
 from app.engine.inputs import Input, Messages, PromptResponse, Text
@@ -31,6 +32,9 @@ class Measured:
 
 
 def load(built: Built) -> RewardModel:
+    """As `serve` does it: what is refused early is not loaded."""
+    declarations = check_declarations(str(built.directory), built.declared, None)
+    check_files(str(built.directory), declarations, trust_remote_code=False)
     checkpoint = load_checkpoint(str(built.directory), device="cpu", dtype="float32", declared=built.declared)
     model = RewardModel("helpfulness", checkpoint, max_batch_tokens=2048)
     select_plan(model)

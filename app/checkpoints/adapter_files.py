@@ -1,0 +1,35 @@
+"""Where an adapter's files and its base are. Needs no torch for a directory."""
+
+from pathlib import Path
+
+from app.checkpoints.files import find_file
+from app.errors import ModelRefusedError
+from app.settings import HUB_PREFIX
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def holds_adapter(path: str, *, local_files_only: bool) -> bool:
+    """Whether a directory or a hub id holds an adapter, and no whole model beside it."""
+    there = [
+        find_file(path, name, local_files_only=local_files_only) is not None
+        for name in (CONFIG, "model.safetensors", "model.safetensors.index.json")
+    ]
+    return there == [True, False, False]
+
+
+def find_base(source: str, directory: Path, named: str, *, may_be_remote: bool) -> str:
+    """The base that the adapter's config names: a directory as it is, from the adapter or beside it, or a hub id."""
+    if named.startswith(HUB_PREFIX):
+        return named
+    places = [Path(named), directory / named, directory.parent / Path(named).name] if named else []
+    for place in places:
+        if (place / "config.json").is_file():
+            return str(place)
+    if named and may_be_remote:
+        return f"{HUB_PREFIX}{named}"
+    raise ModelRefusedError(
+        f"{source} is an adapter of {named or 'an unnamed base'}, which is no directory here; put the base at "
+        f"{directory.parent / (Path(named).name or 'base')}, or let base_model_name_or_path in {CONFIG} be its "
+        f"directory, or {HUB_PREFIX} and its hub id"
+    )
