@@ -227,7 +227,7 @@ class Settings(BaseSettings):
             own = [
                 name
                 for part in ("model", "head", "device", "text")
-                if (name := f"{role}_{part}") in self.model_fields_set
+                if (name := f"{role}_{part}") in self.model_fields_set and getattr(self, name) is not None
             ]
             if role in (self.models or {}) and own:
                 raise ValueError(

@@ -330,6 +330,11 @@ def test_a_role_is_described_in_one_place(part: str) -> None:
     )
 
 
+def test_a_setting_that_is_null_describes_no_model() -> None:
+    settings = Settings(models=read_models('{"safety": "a"}'), safety_model=None, safety_head=None)
+    assert settings.model_names == ("safety",)
+
+
 def test_the_default_of_the_compatibility_routes_is_a_model_that_is_loaded() -> None:
     assert Settings(models=read_models('{"maths": "a"}'), compat_model="maths").compat_model == "maths"
     assert "compat_model llama2 needs the safety model" in said_of(models='{"maths": "a"}', compat_model="llama2")

@@ -13,7 +13,9 @@ from app.checkpoints.building import head_of
 from app.checkpoints.gguf import gguf_weights
 from app.checkpoints.loading import load_checkpoint
 from app.checkpoints.new_head import init_reward_model, with_new_head
+from app.checkpoints.sharing import SharedBases, shared_bytes
 from app.engine.batch import Batch
+from app.engine.checkpoint import Checkpoint
 from app.engine.reward_model import RewardModel
 from app.engine.self_test import select_plan
 from app.engine.sequence import TokenSequence
@@ -40,18 +42,23 @@ def base(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def adapter(base: Path, tmp_path: Path) -> Path:
+def adapter(base: Path) -> Path:
+    return make_adapter(base, "adapter", seed=4)
+
+
+def make_adapter(base: Path, name: str, *, seed: int) -> Path:
     """As peft saves it, with its base named by the neighbouring folder."""
-    torch.manual_seed(4)
+    torch.manual_seed(seed)
     config = peft.LoraConfig(r=4, target_modules=["q_proj", "up_proj"], task_type=peft.TaskType.SEQ_CLS)
     wrapped = peft.get_peft_model(transformers_own(base, num_labels=1), config)
     with torch.no_grad():
-        for name, weight in wrapped.named_parameters():
-            if "lora_" in name or "modules_to_save" in name:
+        for parameter, weight in wrapped.named_parameters():
+            if "lora_" in parameter or "modules_to_save" in parameter:
                 weight.normal_(0, 0.2)
-    wrapped.save_pretrained(str(tmp_path / "adapter"))
-    edit_adapter(tmp_path / "adapter", base_model_name_or_path="../base")
-    return tmp_path / "adapter"
+    directory = base.parent / name
+    wrapped.save_pretrained(str(directory))
+    edit_adapter(directory, base_model_name_or_path="../base")
+    return directory
 
 
 def test_an_adapter_on_a_gguf_base_scores_as_transformers_and_peft_have_it(base: Path, adapter: Path) -> None:
@@ -62,6 +69,30 @@ def test_an_adapter_on_a_gguf_base_scores_as_transformers_and_peft_have_it(base:
     scores = [scored.score for scored in load_from(adapter).score(Batch.of(SEQUENCES))]
     assert scores == pytest.approx(expected, abs=1e-5 * max(1, *map(abs, expected)), rel=0)
     assert len(set(scores)) == len(scores)
+
+
+def test_two_adapters_on_a_gguf_base_share_it_and_score_as_each_does_alone(base: Path, adapter: Path) -> None:
+    sources = [str(adapter), str(make_adapter(base, "other", seed=5))]
+    alone = [load_checkpoint(source, device="cpu") for source in sources]
+    bases = SharedBases(sources)
+    together = [load_checkpoint(source, device="cpu", bases=bases) for source in sources]
+    assert shared_bytes(alone[1].net, [alone[0].net]) == 0
+    shared = shared_bytes(together[1].net, [together[0].net])
+    adapted = sum(w.nbytes for name, w in together[1].net.named_parameters() if is_changed(name))
+    assert shared == sum(weight.nbytes for weight in together[1].net.parameters()) - adapted
+    scores = [scores_of(each) for each in together]
+    assert scores == [scores_of(each) for each in alone]
+    assert scores[0] != scores[1]
+
+
+def is_changed(name: str) -> bool:
+    return any(part in name for part in ("q_proj", "up_proj", "score"))
+
+
+def scores_of(checkpoint: Checkpoint) -> list[float]:
+    model = RewardModel("maths", checkpoint, max_batch_tokens=2048)
+    select_plan(model)
+    return [scored.score for scored in model.score(Batch.of(SEQUENCES))]
 
 
 def test_a_llama_is_unpacked_as_transformers_does_it_to_the_bit(base: Path) -> None:
