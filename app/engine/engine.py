@@ -241,9 +241,10 @@ class Engine(Generic[M]):
     ) -> TokenSequence | RequestError:
         """The input's sequence, or why it has none or one of the models cannot score it."""
         if isinstance(encoded, TokenSequence):
-            for name in (name for names in named.values() for name in names):
-                if (fault := self.models[name].find_fault(encoded)) is not None:
-                    return InvalidInputError(f"{given.location} {fault}", given.item)
+            for names in named.values():
+                for name in names:
+                    if (fault := self.models[name].find_fault(encoded)) is not None:
+                        return InvalidInputError(f"{given.location} {fault}", given.item)
         return encoded
 
     def _names(self, models: tuple[str, ...], vocabulary: str) -> dict[torch.device, tuple[str, ...]]:

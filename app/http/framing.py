@@ -24,14 +24,20 @@ def check_head(version: str, headers: Headers) -> None:
     """Raises BadHeadError."""
     if version not in VERSIONS:
         raise BadHeadError(505, f"HTTP/{version} is not spoken here; send HTTP/1.1")
-    codings = [value for name, value in headers if name == b"transfer-encoding"]
-    if codings and (len(codings) > 1 or codings[0].strip().lower() != b"chunked"):
-        given = b", ".join(codings).decode("latin-1")[:100]
-        raise BadHeadError(501, f"transfer-encoding is {given!r}; send chunked, or a content-length")
-    hosts = [value for name, value in headers if name == b"host"]
-    if len(hosts) > 1:
+    names = [name for name, _ in headers]
+    if b"transfer-encoding" in names:
+        codings = values_of(b"transfer-encoding", headers)
+        if len(codings) > 1 or codings[0].strip().lower() != b"chunked":
+            given = b", ".join(codings).decode("latin-1")[:100]
+            raise BadHeadError(501, f"transfer-encoding is {given!r}; send chunked, or a content-length")
+    if names.count(b"host") > 1:
+        hosts = values_of(b"host", headers)
         given = b", ".join(hosts).decode("latin-1")[:100]
         raise BadHeadError(400, f"the request has {len(hosts)} host headers ({given}); send one")
+
+
+def values_of(wanted: bytes, headers: Headers) -> list[bytes]:
+    return [value for name, value in headers if name == wanted]
 
 
 def origin_form(target: bytes) -> bytes:

@@ -107,9 +107,12 @@ def split_at_blocks(positions: IntArray) -> Iterator[tuple[BlockPart, slice]]:
         first = int(positions[done])
         start = block_start(first)
         end = start + block_length(start)
-        stop = len(positions) if last < end else int(np.searchsorted(positions, end))
+        stop, reached = len(positions), last
+        if last >= end:
+            stop = int(np.searchsorted(positions, end))
+            reached = int(positions[stop - 1])
         first = first // STEP * STEP
-        yield BlockPart(start, first, padded_length(int(positions[stop - 1]) + 1 - first, STEP)), slice(done, stop)
+        yield BlockPart(start, first, padded_length(reached + 1 - first, STEP)), slice(done, stop)
         done = stop
 
 
