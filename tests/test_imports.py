@@ -163,6 +163,7 @@ def test_errors_and_settings_know_neither_models_nor_http(module: str) -> None:
         "app.api.bodies",
         "app.api.schemas",
         "app.api.ppo_schemas",
+        "app.api.ppo_response_schemas",
         "app.api.ppo_batch",
         "app.api.ppo_answer",
         "app.http.body_worker",

@@ -2,9 +2,7 @@
 
 import numpy as np
 
-from app.api.inputs import TheService
-from app.api.pairs import margin_of, pair_to_inputs
-from app.api.schemas import (
+from app.api.compare_schemas import (
     CompareRequest,
     CompareResponse,
     CompareSummary,
@@ -13,6 +11,8 @@ from app.api.schemas import (
     PairResult,
     PairTruncated,
 )
+from app.api.inputs import TheService
+from app.api.pairs import margin_of, pair_to_inputs
 from app.api.score import usage_of
 from app.engine.requests import ItemScore
 from app.rewards.logistic import sigmoid

@@ -1,6 +1,7 @@
 """Converts a preference pair of the API to two inputs of the engine, and to its margin. /compare and training share it."""
 
-from app.api.schemas import Message, Pair
+from app.api.compare_schemas import Pair
+from app.api.schemas import Message
 from app.engine.inputs import Input, Messages, PromptResponse
 from app.rewards.margins import MARGINS, MarginScheme
 

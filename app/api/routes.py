@@ -2,13 +2,15 @@
 
 from app.api import admin, ops
 from app.api.compare import compare
+from app.api.compare_schemas import CompareRequest
 from app.api.compat import llamafactory, openrlhf, server_info, sglang, slime, tei
 from app.api.compat.vllm import pooling, scoring, tokens
 from app.api.compat.vllm.errors import ERRORS as VLLM_ERRORS
 from app.api.errors import NATIVE_ERRORS
+from app.api.ppo_response_schemas import PPOResponse
 from app.api.ppo_reward import ppo_reward
-from app.api.ppo_schemas import PPORequest, PPOResponse
-from app.api.schemas import CompareRequest, ScoreRequest, ScoreResponse
+from app.api.ppo_schemas import PPORequest
+from app.api.schemas import ScoreRequest, ScoreResponse
 from app.api.score import score
 from app.http.dispatch import JSONRoute
 

@@ -8,7 +8,8 @@ from typing import Any
 from tqdm import tqdm
 
 from app.api.bodies import parse
-from app.api.schemas import CompareRequest, ScoreRequest
+from app.api.compare_schemas import CompareRequest
+from app.api.schemas import ScoreRequest
 from app.errors import InvalidInputError
 from app.files.jsonl import Line
 from app.files.results import Results

@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import from_json
 
-from app.api.schemas import Pair
+from app.api.compare_schemas import Pair
 from app.api.validation_messages import first_error, location_of, reason
 from app.errors import InvalidInputError
 from app.files.jsonl import read_lines
