@@ -1,6 +1,7 @@
 """The reference in docs/api.md, from the OpenAPI document. `make readme` writes it; a test compares the two."""
 
 import re
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,9 @@ class Reference:
     def route(self, method: str, path: str, operation: Schema) -> str:
         parts = [f"#### {method} {path}\n", f"{operation['summary']}.\n"]
         if description := operation.get("description"):
-            parts.append(f"{one_line(description)}\n")
+            parts.append(
+                textwrap.fill(one_line(description), 150, break_long_words=False, break_on_hyphens=False) + "\n"
+            )
         body, answer = bodies_of(operation)
         for title, schema in (("body", body), ("answer", answer)):
             rows = [] if schema is None else list(self.fields(schema, "", title == "body"))

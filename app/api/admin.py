@@ -30,9 +30,9 @@ class Reloaded(BaseModel):
 @router.post(
     "/admin/reload",
     summary="Load the configured checkpoints anew and swap them in",
-    description="Answers when the new models serve; requests accepted before are answered by the old ones. A checkpoint that "
-    "is refused (422), or does not fit beside the old one, changes nothing. It takes no body. A reload goes on where its client "
-    "leaves; the log says how it ended.",
+    description="Responds when the new models are in use; the old models answer requests that were accepted before. If a "
+    "checkpoint is rejected (422), or does not fit into memory next to the old one, nothing changes. The request has no body. "
+    "If the client disconnects, the reload continues, and the log has its result.",
     response_model=Reloaded,
     responses={403: {"model": ErrorBody}, 409: {"model": ErrorBody}},
 )

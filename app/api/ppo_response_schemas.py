@@ -17,7 +17,7 @@ class PPOPart(BaseModel):
     )
     whitened: float | None = Field(None, description="As above, whitened.", exclude_if=lambda value: value is None)
     contribution: float = Field(
-        description="The contributions sum to whitened where combine whitens each, else to the score that is shaped."
+        description="The contributions sum to whitened where combine whitens each, else to the score before clipping."
     )
 
 
@@ -34,18 +34,18 @@ class PPOResult(BaseModel):
         description="The selected or summed score, clipped, less the missing EOS penalty; null where combine sums whitened scores."
     )
     parts: dict[str, PPOPart] | None = Field(
-        None, description="In every combine mode but llama2.", exclude_if=lambda value: value is None
+        None, description="In every combine mode except llama2.", exclude_if=lambda value: value is None
     )
     whitened: float
     singleton: bool | None = Field(
         None,
-        description="With whiten.singletons zero: whether the item was whitened to 0 for want of a second score.",
+        description="With whiten.singletons zero: whether the item was whitened to 0 because there was no second score.",
         exclude_if=lambda value: value is None,
     )
     kl: float | None = Field(description="Sum over the counted tokens; null without logprobs.")
     num_kl_tokens: int
     process_rewards: list[float] | None = Field(
-        None, description="Of each step, before the weight.", exclude_if=lambda value: value is None
+        None, description="The reward of each step, before the weight.", exclude_if=lambda value: value is None
     )
     step_ends: list[int] | None = Field(
         None, description="The response's token that each step ends at.", exclude_if=lambda value: value is None
@@ -89,8 +89,8 @@ class PPOResponse(BaseModel):
 
     results: list[PPOResult]
     whiten_stats: WhitenStatsBody | StatsByGroup | StatsByModel = Field(
-        description="Of this request's own shaped scores, in every mode; a map by group in mode group, "
-        "and a map by model of either where combine whitens each model's scores."
+        description="Statistics of this request's own shaped scores, in every mode; a map by group in mode group; "
+        "if combine whitens each model's scores, a map by model of either form."
     )
     mean_kl: float | None = Field(description="Mean of the items' kl that are not null.")
     usage: Usage

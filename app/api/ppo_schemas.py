@@ -14,10 +14,12 @@ from app.rewards.selection import ThresholdOn
 class PPOItem(Input):
     """One response: an input or its known scores, and the logprobs of policy and reference for the KL penalty."""
 
-    safety_score: float | None = Field(None, description="With helpfulness_score in place of an input; no model runs.")
+    safety_score: float | None = Field(
+        None, description="Send it with helpfulness_score instead of an input; no model runs."
+    )
     helpfulness_score: float | None = None
     scores: dict[str, float] | None = Field(
-        None, min_length=1, description="The same for any models: their scores by model name, in place of an input."
+        None, min_length=1, description="Known scores of any models, by model name, instead of an input."
     )
     is_safety: bool = Field(
         False, description="Whether the prompt is a safety prompt: combine mode llama2 takes the safety score."
@@ -80,7 +82,7 @@ COMBINE_FIELDS = {
 
 
 class Combine(Body):
-    """How one score is made of several models'. Each rule with its equation: docs/ppo-reward.md."""
+    """How several models' scores become one. Each rule with its equation: docs/ppo-reward.md."""
 
     mode: Literal["llama2", "weighted", "lagrangian", "worst"] = Field(
         "llama2",
@@ -136,7 +138,7 @@ class Combine(Body):
 
 
 class WhitenStatsBody(Body):
-    """Of the shaped scores: enough to whiten with, and to merge with those of other requests (Chan et al.)."""
+    """Statistics of the shaped scores. They suffice to whiten, and to merge with those of other requests (Chan et al.)."""
 
     count: int = Field(ge=0, le=1 << 53)
     mean: float
@@ -174,7 +176,7 @@ class Whiten(Body):
     )
     stats: AnyStats | None = Field(
         None,
-        description="Used in place of the request's own, in the form of whiten_stats.",
+        description="Used instead of the request's own statistics, in the form of whiten_stats.",
     )
 
     @model_validator(mode="after")
@@ -199,7 +201,7 @@ class Process(Body):
     """Process rewards. The equation: docs/ppo-reward.md."""
 
     model: str | None = Field(
-        None, description="The process reward model whose step scores are the process_rewards of items that bring none."
+        None, description="The process reward model whose step scores are used for items without process_rewards."
     )
     weight: float = Field(1.0, description="The factor of every process reward.")
     on: Literal["score", "probability"] = Field(
@@ -229,17 +231,17 @@ class PPORequest(Body):
     safety_threshold: float | None = Field(
         None,
         description="For combine mode llama2: a probability in (0, 1), by default the service's, 0.15; "
-        "with threshold_on score any raw score, without a default.",
+        "with threshold_on score any number, and required.",
     )
     whiten: Whiten = Whiten()
     kl: KL = KL()
     process: Process | None = Field(
         None,
-        description="Where process rewards come from, and their weight; without it those that items bring count 1.",
+        description="Where process rewards come from, and their weight; by default the items' own, with weight 1.",
     )
     token_rewards: bool = Field(False, description="Also the reward of every token; they sum to the reward.")
     score_clip: tuple[float, float] | None = Field(None, description="Clips the scores to [low, high].")
-    missing_eos_penalty: float | None = Field(None, ge=0, description="Taken off the score where ended is false.")
+    missing_eos_penalty: float | None = Field(None, ge=0, description="Subtracted from the score if ended is false.")
     truncation: Truncation = "error"
 
     @model_validator(mode="after")

@@ -15,8 +15,8 @@ from pydantic_core import PydanticCustomError
 Truncation = Annotated[
     Literal["error", "prompt", "left", "right"],
     Field(
-        description="What happens to an over-long input: `error` refuses it; `prompt` drops the oldest prompt tokens and keeps "
-        "BOS and the whole response; `left` and `right` cut that end."
+        description="What happens to an over-long input: `error` rejects it; `prompt` drops the oldest prompt tokens and keeps "
+        "BOS and the whole response; `left` and `right` truncate that end."
     ),
 ]
 
@@ -106,13 +106,13 @@ class Input(Body):
     prompt: str | None = None
     response: str | None = None
     messages: Conversation | None = None
-    text: str | None = Field(None, description="As it is, with the tokenizer's own special tokens.")
+    text: str | None = Field(None, description="Tokenized unchanged, with the tokenizer's own special tokens.")
     rendered: str | None = Field(
         None,
         description="A conversation that a client rendered: text, but with the BOS and the end of the last turn that the "
         "checkpoint's chat template gives it.",
     )
-    input_ids: list[int] | None = Field(None, min_length=1, description="Token ids, as they are.")
+    input_ids: list[int] | None = Field(None, min_length=1, description="Token ids, scored unchanged.")
 
     def given_forms(self) -> list[str]:
         forms = [name for name in ("messages", "text", "rendered", "input_ids") if getattr(self, name) is not None]
