@@ -85,7 +85,7 @@ def test_a_trunk_of_any_kind_has_a_head_of_its_own(family: str, path: str, is_ca
     ("family", "config"),
     [
         ("cohere", {"logit_scale": 0.25}),
-        ("falcon_h1", {"lm_head_multiplier": 0.25}),
+        ("falcon_h1", {"lm_head_multiplier": 0.25, "mamba_chunk_size": 16}),
         ("recurrent_gemma", {"logits_soft_cap": 2.0}),
         ("granite", {"logits_scaling": 4.0}),
         ("minicpm3", {"dim_model_base": 8}),
