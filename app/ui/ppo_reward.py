@@ -1,6 +1,7 @@
 """The PPO reward tab: takes a batch through selection, logit, whitening and KL to the rewards that PPO receives."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -96,6 +97,7 @@ def build(page: gr.Blocks, opened: gr.Tab, client: Client, context: UIContext) -
             result = gr.HTML(render("empty.html", title="Computing", text=EMPTY), elem_id="ppo-result")
     code = gr.HTML(elem_id="ppo-code")
     known = gr.State(value=None)
+    shown = gr.State(value=None)
     form = Form(page, context, "ppo", {"batch": table, **knobs})
 
     @show_errors(error, result, lambda _: NAMES)
@@ -114,6 +116,7 @@ def build(page: gr.Blocks, opened: gr.Tab, client: Client, context: UIContext) -
                 "scored": batch.scored(items, answer["results"]),
                 "truncated": truncated,
             },
+            shown: (rows, settings),
         }
 
     async def first(had: dict[str, Any] | None, *values: Any) -> dict[Any, Any]:
@@ -128,38 +131,51 @@ def build(page: gr.Blocks, opened: gr.Tab, client: Client, context: UIContext) -
         options = options_from(settings)
         answer = await client.post("/ppo-reward", options | {"items": had["scored"]})
         made_from = form.made_from((had["rows"], *settings))
-        return {result: show(had["items"], answer, options, truncated=had["truncated"], made_from=made_from)}
+        return {
+            result: show(had["items"], answer, options, truncated=had["truncated"], made_from=made_from),
+            shown: (had["rows"], settings),
+        }
+
+    async def catch_up(had: dict[str, Any] | None, drawn: tuple[Any, ...] | None, *settings: Any) -> dict[Any, Any]:
+        """Draws once more where an answer came that was asked for before the controls' last change."""
+        if had is None or drawn == (had["rows"], settings):
+            return {known: had}
+        answer: dict[Any, Any] = await redraw(had, *settings)
+        return answer
 
     @show_errors(error, result)
     async def from_jsonl(text: str) -> dict[Any, Any]:
         return {table: batch.rows_of(batch.items_of_jsonl(text))}
 
-    def from_example(name: str) -> dict[Any, Any]:
-        items = batch.example(name)
-        return {
-            table: batch.rows_of(items),
-            knobs["mode"]: "group" if all("group_id" in item for item in items) else "batch",
-        }
-
-    def as_code(url: str, rows: list[batch.Row], *settings: Any) -> list[snippets.Snippet]:
-        body = options_from(settings) | {"items": batch.items_of_rows(rows)}
-        return snippets.request(url, snippets.PPO_REWARD, body, has_key=context.has_keys)
-
-    outputs, asking = [error, result, known], context.asking(result)
-    go.click(run, form.components, outputs, **asking)
-    opened.select(first, [known, *form.components], outputs, **asking)
+    outputs, asking = [error, result, known, shown], context.asking(result)
     changes = [knob.change for knob in knobs.values()]
-    gr.on(changes, redraw, [known, *knobs.values()], outputs, trigger_mode="always_last", **context.quiet)
+    drawing = [
+        go.click(run, form.components, outputs, **asking),
+        opened.select(first, [known, *form.components], outputs, **asking),
+        gr.on(changes, redraw, [known, *knobs.values()], outputs, trigger_mode="always_last", **context.quiet),
+    ]
     loaded = [
         load.click(from_jsonl, jsonl, [table, error, result], **context.quiet),
         drop.upload(from_jsonl, drop, [table, error, result], **context.quiet),
     ]
-    for event in loaded:
-        event.success(run, form.components, outputs, **asking)
+    drawing += [event.success(run, form.components, outputs, **asking) for event in loaded]
     for name, button in buttons.items():
-        filled = button.click(lambda name=name: from_example(name), outputs=[table, knobs["mode"]], **context.quiet)
-        filled.then(run, form.components, outputs, **asking)
-    form.follow(code, as_code)
+        filled = button.click(partial(from_example, name), outputs=[table, knobs["mode"]], **context.quiet)
+        drawing.append(filled.then(run, form.components, outputs, **asking))
+    for event in drawing:
+        event.then(catch_up, [known, shown, *knobs.values()], outputs, **context.quiet)
+    form.follow(code, partial(as_code, context.has_keys))
+
+
+def from_example(name: str) -> tuple[list[batch.Row], str]:
+    """The rows of the example, and what to whiten over."""
+    items = batch.example(name)
+    return batch.rows_of(items), "group" if all("group_id" in item for item in items) else "batch"
+
+
+def as_code(has_keys: bool, url: str, rows: list[batch.Row], *settings: Any) -> list[snippets.Snippet]:
+    body = options_from(settings) | {"items": batch.items_of_rows(rows)}
+    return snippets.request(url, snippets.PPO_REWARD, body, has_key=has_keys)
 
 
 EMPTY = "The example's rewards are being computed."

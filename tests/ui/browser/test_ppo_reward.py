@@ -7,9 +7,10 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, Route, expect
 
 from app.ui import batch
+from app.ui.figures import Exposition
 from app.ui.ppo_controls import MAX_BETA
 from tests.api.asking import ask
 from tests.ui.browser.conftest import PATIENCE_MS, Open
@@ -26,8 +27,11 @@ def tab(page: Page) -> Page:
     return page
 
 
-def compute(page: Page) -> Locator:
+def compute(page: Page, service: httpx.Client) -> Locator:
+    before = num_scored(service)
     page.get_by_role("button", name="Compute rewards").click()
+    while num_scored(service) == before:
+        page.wait_for_timeout(50)
     expect(page.locator("#ppo-result .rw-stages")).to_be_visible()
     return page.locator("#ppo-result")
 
@@ -54,7 +58,7 @@ def wait_for_value(page: Page, place: Locator, value: float) -> None:
         if float(place.get_attribute("value") or "nan") == pytest.approx(value, rel=1e-12):
             return
         page.wait_for_timeout(100)
-    raise AssertionError(f"{place} never shows {value}")
+    raise AssertionError(f"{place} shows {place.get_attribute('value')}, never {value}")
 
 
 @pytest.mark.parametrize("name", batch.EXAMPLES)
@@ -79,7 +83,7 @@ def values_in(cells: Locator) -> list[float]:
 
 
 def test_beta_redraws_the_rewards_by_keyboard_and_no_model_runs(tab: Page, service: httpx.Client) -> None:
-    compute(tab)
+    compute(tab, service)
     before = service.get("/metrics").text
     rewards = column(tab, "reward")
     slider = tab.locator("#ppo-beta-slider input[type=range]")
@@ -106,7 +110,7 @@ def test_beta_redraws_the_rewards_by_keyboard_and_no_model_runs(tab: Page, servi
 
 
 def test_the_threshold_decides_whom_the_safety_model_vetoes(tab: Page, service: httpx.Client) -> None:
-    compute(tab)
+    compute(tab, service)
     field = tab.locator("#ppo-threshold input[type=number]")
     field.fill("0.9")
     field.press("Enter")
@@ -122,6 +126,29 @@ def test_the_threshold_decides_whom_the_safety_model_vetoes(tab: Page, service: 
     assert_shows(tab, answer["results"])
 
 
+def test_an_answer_that_comes_late_does_not_undo_a_change_of_the_controls(tab: Page, service: httpx.Client) -> None:
+    held: list[Route] = []
+    tab.route("**/queue/join*", lambda route: held.append(route), times=1)
+    tab.get_by_role("button", name="Compute rewards").click()
+    while not held:
+        tab.wait_for_timeout(50)
+    field = tab.locator("#ppo-threshold input[type=number]")
+    field.fill("0.9")
+    field.press("Enter")
+    answer = ask(service, "/ppo-reward", OPTIONS | {"items": batch.example(FIRST), "safety_threshold": 0.9})
+    assert_shows(tab, answer["results"])
+    before = num_scored(service)
+    held[0].continue_()  # asks with the threshold before the change
+    while num_scored(service) == before:
+        tab.wait_for_timeout(50)
+    tab.wait_for_timeout(1000)  # its answer is on the page
+    assert_shows(tab, answer["results"])
+
+
+def num_scored(service: httpx.Client) -> float:
+    return Exposition(service.get("/metrics").text).total("reward_scored_sequences_total")
+
+
 PART_RULES: dict[str, dict[str, Any]] = {
     "weighted": {"mode": "weighted", "weights": {"safety": 0.3, "helpfulness": 0.7}},
     "GDPO": {"mode": "weighted", "weights": {"safety": 0.3, "helpfulness": 0.7}, "whiten_each": True},
@@ -132,7 +159,7 @@ PART_RULES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("label", PART_RULES)
 def test_another_rule_shows_each_models_part_and_no_model_runs(tab: Page, service: httpx.Client, label: str) -> None:
-    compute(tab)
+    compute(tab, service)
     tab.locator("#ppo-rule").get_by_text(label, exact=True).click()
     expect(tab.locator("#ppo-result [data-stage=safety_part]").first).to_be_visible()
     expect(tab.locator("#ppo-result")).to_contain_text("no model ran")
@@ -165,7 +192,7 @@ def test_the_table_is_edited_by_keyboard(tab: Page, service: httpx.Client) -> No
     tab.keyboard.type("Three minutes.")
     tab.keyboard.press("Enter")
     expect(tab.locator("#ppo-table").get_by_role("gridcell").filter(has_text="Three minutes.")).to_be_visible()
-    compute(tab)
+    compute(tab, service)
     items = batch.example(FIRST)
     items[1]["response"] = "Three minutes."
     assert_shows(tab, ask(service, "/ppo-reward", OPTIONS | {"items": items})["results"])
@@ -203,8 +230,8 @@ def test_a_jsonl_file_becomes_the_table_and_goes_nowhere_else(
     assert not [url for url in asked if "upload" in url]
 
 
-def test_the_curl_and_the_python_that_are_shown_give_what_is_shown(tab: Page) -> None:
-    compute(tab)
+def test_the_curl_and_the_python_that_are_shown_give_what_is_shown(tab: Page, service: httpx.Client) -> None:
+    compute(tab, service)
     field = tab.locator("#ppo-beta input[type=number]")
     field.fill("0.2")
     field.press("Enter")
@@ -219,8 +246,8 @@ def test_the_curl_and_the_python_that_are_shown_give_what_is_shown(tab: Page) ->
     assert [line.split()[0] for line in lines] == [result["selected"] for result in answer["results"]]
 
 
-def test_the_code_is_copied_whole(tab: Page) -> None:
-    compute(tab)
+def test_the_code_is_copied_whole(tab: Page, service: httpx.Client) -> None:
+    compute(tab, service)
     button = tab.locator("#ppo-code [data-code=curl]").get_by_role("button")
     button.focus()
     tab.keyboard.press("Enter")
