@@ -128,7 +128,7 @@ def test_the_threshold_decides_whom_the_safety_model_vetoes(tab: Page, service: 
 
 def test_an_answer_that_comes_late_does_not_undo_a_change_of_the_controls(tab: Page, service: httpx.Client) -> None:
     held: list[Route] = []
-    tab.route("**/queue/join*", lambda route: held.append(route), times=1)
+    tab.route("**/queue/join*", lambda route: held.append(route), times=1)  # noqa: PLW0108 - playwright needs a function
     tab.get_by_role("button", name="Compute rewards").click()
     while not held:
         tab.wait_for_timeout(50)
