@@ -72,6 +72,7 @@ def test_a_demonstration_model_is_marked_as_one(open_page: Open, serve: Serve, t
     with serve(ui=True, safety_model=str(marked)) as client:
         page = open_page(str(client.base_url))
         expect(page.locator("#head").get_by_text("demo", exact=True)).to_have_count(1)
+        page.context.close()  # before its server is gone, which would be an error on the page
 
 
 def test_with_keys_a_browser_logs_in_and_what_it_asks_is_answered(browser: Browser, serve: Serve) -> None:
@@ -104,6 +105,7 @@ def test_with_one_model_the_page_says_what_it_cannot_say(open_page: Open, serve:
         page.get_by_role("tab", name="PPO reward").click()
         page.get_by_role("button", name="Compute rewards").click()
         expect(page.locator("#ppo-error").get_by_role("alert")).to_contain_text("set REWARD_SAFETY_MODEL")
+        page.context.close()
 
 
 def test_an_open_page_does_not_hold_up_the_end(browser: Browser, safety_dir: Path) -> None:
