@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,13 +61,13 @@ def main(argv: list[str] | None = None) -> int:
     options = parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
-        if sys.stdout is None and options.command != "serve":  # which prints nothing there
+        if sys.stdout is None and prints_results(options):
             raise StartError("standard output is closed; redirect it, to a file or to /dev/null")
         code = int(options.run(options))
     except BrokenPipeError:  # whoever read the results has enough: `reward-service score ... | head`
         leave_stdout()
         code = BROKEN_PIPE
-    except (RewardServiceError, ValidationError, OSError) as error:
+    except (RewardServiceError, OSError) as error:
         sys.stderr.write(f"reward-service: {in_one_line(error)}\n")
         code = 1
     except KeyboardInterrupt:
@@ -75,6 +75,11 @@ def main(argv: list[str] | None = None) -> int:
     if has_daemon_work():
         exit_now(code)
     return code
+
+
+def prints_results(options: argparse.Namespace) -> bool:
+    """Whether standard output gets what the command finds: not that of `serve`, nor where `--out` names a file."""
+    return options.command != "serve" and str(getattr(options, "out", None) or "-") == "-"
 
 
 def leave_stdout() -> None:
@@ -85,21 +90,25 @@ def leave_stdout() -> None:
 
 
 def in_one_line(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        return "; ".join(map(setting_error, error.errors()))
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
     return " ".join(str(error).split())
 
 
-def setting_error(error: ErrorDetails) -> str:
-    """The setting, its value unless that is a secret, and what is wrong with it."""
+def wrong_settings(error: ValidationError, flags: Container[str] = ()) -> str:
+    """Every wrong setting, in one line; those in `flags` were given as flags."""
+    return "; ".join(setting_error(each, flags) for each in error.errors())
+
+
+def setting_error(error: ErrorDetails, flags: Container[str]) -> str:
+    """The setting, by its flag if it has one in `flags`, its value unless that is a secret, and what is wrong with it."""
     message = error["msg"].removeprefix("Value error, ")
     if not error["loc"]:
         return message
     name = str(error["loc"][0])
     value = "" if name == "api_keys" else f" {shortened(repr(error['input']))}"
-    return f"REWARD_{name.upper()}{value}: {message[0].lower()}{message[1:]}"
+    shown = f"--{name.replace('_', '-')}" if name in flags else f"REWARD_{name.upper()}"
+    return f"{shown}{value}: {message[0].lower()}{message[1:]}"
 
 
 def shortened(text: str) -> str:
@@ -179,8 +188,12 @@ def add_settings(command: argparse.ArgumentParser, shown: Sequence[str] = tuple(
 
 
 def settings_of(options: argparse.Namespace) -> Settings:
+    """Raises StartError, which names every wrong one."""
+    given = given_settings(options)
     try:
-        return Settings(_cli_settings_source=options.settings_source(parsed_args=given_settings(options)))
+        return Settings(_cli_settings_source=options.settings_source(parsed_args=given))
+    except ValidationError as error:
+        raise StartError(wrong_settings(error, flags=given)) from error
     except UnicodeDecodeError as error:
         raise StartError(f".env is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
 

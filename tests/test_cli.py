@@ -239,6 +239,15 @@ def test_a_closed_standard_output_is_one_line(tmp_path: Path, models: list[str])
     assert error == "reward-service: standard output is closed; redirect it, to a file or to /dev/null\n"
 
 
+def test_a_file_of_results_needs_no_standard_output(tmp_path: Path, models: list[str]) -> None:
+    results = tmp_path / "results.jsonl"
+    command = shlex.join([*CLI, "score", jsonl(tmp_path / "items.jsonl", TEA), "--out", str(results), *models])
+    with running(["bash", "-c", f"{command} >&-"], stderr=subprocess.PIPE) as process:
+        _, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error
+    assert len(results.read_text().splitlines()) == 1
+
+
 def test_an_error_of_the_system_is_told_in_its_words() -> None:
     assert in_one_line(OSError(errno.ENOSPC, "No space left on device")) == "No space left on device"
     assert in_one_line(OSError(errno.EACCES, "Permission denied", "out.jsonl")) == "out.jsonl: Permission denied"

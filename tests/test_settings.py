@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from app.checkpoints.model_settings import ModelSettings, read_models
-from app.cli import in_one_line, parser, settings_of
+from app.cli import wrong_settings, parser, settings_of
 from app.errors import StartError
 from app.settings import Settings
 
@@ -21,7 +21,7 @@ def an_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def said_of(**values: object) -> str:
     with pytest.raises(ValidationError) as refused:
         Settings.model_validate(values)
-    return in_one_line(refused.value)
+    return wrong_settings(refused.value)
 
 
 def flags(*words: str) -> Settings:
@@ -114,7 +114,7 @@ def test_an_empty_variable_is_an_error_where_empty_means_nothing(name: str, monk
     monkeypatch.setenv(f"REWARD_{name.upper()}", "")
     with pytest.raises(ValidationError) as refused:
         flags()
-    assert f"REWARD_{name.upper()}" in in_one_line(refused.value)
+    assert f"REWARD_{name.upper()}" in wrong_settings(refused.value)
 
 
 def test_a_dotenv_file_that_is_not_utf_8_is_one_line(tmp_path: Path) -> None:
@@ -186,10 +186,20 @@ def test_flags_take_what_the_environment_takes() -> None:
         ("trust_remote_code", "maybe", "REWARD_TRUST_REMOTE_CODE"),
     ],
 )
-def test_a_wrong_value_is_named_with_its_setting_in_one_line(name: str, value: str, says: str) -> None:
+def test_a_wrong_value_is_named_with_its_setting_wrong_settings(name: str, value: str, says: str) -> None:
     message = said_of(**{name: value})
     assert says in message
     assert "\n" not in message
+
+
+def test_a_wrong_value_of_a_flag_is_named_with_the_flag(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REWARD_BETA", "inf")
+    with pytest.raises(StartError) as refused:
+        flags("--port", "http", "--max-batch-tokens", "-1")
+    message = str(refused.value)
+    assert "--port 'http': input should be a valid integer" in message
+    assert "--max-batch-tokens '-1': " in message
+    assert "REWARD_BETA 'inf': " in message
 
 
 @pytest.mark.parametrize("keys", ["", ",", "secret,", "secret,,other", " ", "secret, ,other"])
@@ -315,7 +325,7 @@ def test_a_wrong_list_of_models_is_one_line(value: str, says: str, monkeypatch: 
     monkeypatch.setenv("REWARD_MODELS", value)
     with pytest.raises(ValidationError) as refused:
         flags()
-    line = in_one_line(refused.value)
+    line = wrong_settings(refused.value)
     assert "\n" not in line
     assert line.startswith("REWARD_MODELS ")
     assert says in line

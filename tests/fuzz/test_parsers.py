@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from app.cli import in_one_line
+from app.cli import wrong_settings
 from app.engine.inputs import Input, Messages, PromptResponse, Text, TokenIds
 from app.engine.sequence import TokenSequence
 from app.engine.tokenization import Tokenization
@@ -73,7 +73,7 @@ def tried(make: Callable[[], Settings]) -> None:
     try:
         made = make()
     except ValidationError as error:
-        said = in_one_line(error)
+        said = wrong_settings(error)
         assert "\n" not in said, said
         return
     except StartError as error:
