@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from app.checkpoints.model_settings import ModelSettings, read_models
-from app.cli import wrong_settings, parser, settings_of
+from app.cli import parser, settings_of, wrong_settings
 from app.errors import StartError
 from app.settings import Settings
 
