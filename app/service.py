@@ -27,6 +27,7 @@ from app.engine.requests import Scores
 from app.engine.reward_model import RewardModel
 from app.engine.self_test import add_cache, sample_input, select_plan
 from app.engine.thread_counts import follow_load, keep_equal_counts
+from app.engine.units import byte_size
 from app.engine.warm_up import DEFAULT_BATCH_TOKENS, warm_up
 from app.errors import (
     InvalidInputError,
@@ -88,7 +89,7 @@ def load_models(settings: Settings, limit: ThreadLimit | None = None) -> dict[st
             model.memory = ForwardMemory.of(model, partial(available_bytes, model.device))
         logger.info("%s: %s on %s, %s path (%s)", name, given.source, model.device, model.plan.name, model.plan.reason)
         if shared := shared_bytes(model.net, [other.net for other in models.values()]):
-            logger.info("%s: %.0f MB of weights are those of a model above, from the same base", name, shared / 1e6)
+            logger.info("%s: %s of weights are those of a model above, from the same base", name, byte_size(shared))
         models[name] = model
     if any(model.device.type == "cpu" for model in models.values()):
         logger.info("threads per forward pass on CPU: %d (%s)", limit.num_threads, limit.reason)

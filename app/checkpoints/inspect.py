@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from app.checkpoints.loading import load_checkpoint
-from app.checkpoints.memory import available_bytes, in_gb
+from app.checkpoints.memory import available_bytes
 from app.checkpoints.saved import read_saved
 from app.checkpoints.seen import Seen, look_at
 from app.checkpoints.transformers_checks import quiet_transformers
@@ -19,6 +19,7 @@ from app.engine.reward_model import RewardModel
 from app.engine.self_test import select_plan
 from app.engine.sequence import TokenSequence
 from app.engine.text_rules import TextRules
+from app.engine.units import byte_size
 from app.errors import ModelRefusedError, UndeclaredHeadError
 
 PROMPT = "How long should green tea steep?"
@@ -126,8 +127,8 @@ def tokens_in_words(model: RewardModel, token_ids: list[int]) -> str:
 def memory_in_words(model: RewardModel) -> str:
     num_bytes = sum(weight.nbytes for weight in model.net.parameters())
     available = available_bytes(model.device)
-    free = "" if available is None else f", and {in_gb(available)} is free there beside it"
-    return f"{in_gb(num_bytes)} of weights as {model.weight_dtype} on {', '.join(model.devices)}{free}"
+    free = "" if available is None else f", and {byte_size(available)} is free there beside it"
+    return f"{byte_size(num_bytes)} of weights as {model.weight_dtype} on {', '.join(model.devices)}{free}"
 
 
 def sample_lines(model: RewardModel) -> Iterator[tuple[str, str]]:

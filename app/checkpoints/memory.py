@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from app.engine.cgroups import CGROUPS, PROC, control_groups
+from app.engine.units import byte_size
 from app.errors import ModelRefusedError
 
 HEADROOM = 0.05
@@ -24,7 +25,7 @@ def require_memory(source: str, device: torch.device, num_bytes: int) -> None:
     available = available_bytes(device)
     if available is not None and num_bytes > available:
         raise ModelRefusedError(
-            f"{source} needs {in_gb(num_bytes)} on {device} and {in_gb(available)} is free; {REMEDIES}"
+            f"{source} needs {byte_size(num_bytes)} on {device} and {byte_size(available)} is free; {REMEDIES}"
         )
 
 
@@ -45,7 +46,7 @@ def prefix_cache_bytes(device: torch.device, megabytes: float | None, batch_byte
     wanted = int(megabytes * 1e6)
     if available is not None and wanted > available:
         raise ModelRefusedError(
-            f"the prefix cache needs {in_gb(wanted)} on {device} and {in_gb(available)} is free; "
+            f"the prefix cache needs {byte_size(wanted)} on {device} and {byte_size(available)} is free; "
             f"set REWARD_PREFIX_CACHE_MB to {available // 2_000_000} or less, or to 0 for none"
         )
     return wanted
@@ -98,7 +99,3 @@ def room_in(group: Path, limit: str, usage: str, reclaimable: str) -> Iterator[i
         most, used = int((group / limit).read_text()), int((group / usage).read_text())
         stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
         yield most - used + int(stat.get(reclaimable, 0))
-
-
-def in_gb(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.2f} GB"

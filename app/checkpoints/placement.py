@@ -7,9 +7,10 @@ from typing import Any
 import torch
 
 from app.checkpoints.extras import is_installed, require_package
-from app.checkpoints.memory import available_bytes, in_gb, loading_bytes, require_memory
+from app.checkpoints.memory import available_bytes, loading_bytes, require_memory
 from app.engine.devices import with_index
 from app.engine.transformers_internals import unsplittable_modules
+from app.engine.units import byte_size
 from app.errors import ModelRefusedError, one_line
 
 SPLIT = "split"
@@ -117,7 +118,7 @@ def split_map(
     )
     if "disk" in device_map.values():
         raise ModelRefusedError(
-            f"{source} needs {in_gb(loading_bytes(net, types))} and {in_gb(sum(room.values()))} is free on "
+            f"{source} needs {byte_size(loading_bytes(net, types))} and {byte_size(sum(room.values()))} is free on "
             f"{len(room) - 1} GPUs and in memory; use dtype int8, more GPUs, or a smaller checkpoint"
         )
     for module, device in device_map.items():

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from app.engine.units import byte_size
+
 if TYPE_CHECKING:
     from app.engine.reward_model import RewardModel
 
@@ -62,7 +64,7 @@ class ForwardMemory:
             return None
         return (
             f"has {num_tokens} tokens, within the limit of {self.longest}, but a forward pass of so many takes about "
-            f"{in_gb(wanted)} and {in_gb(free)} of memory is free; shorten it, or set REWARD_MAX_LENGTH to "
+            f"{byte_size(wanted)} and {byte_size(free)} of memory is free; shorten it, or set REWARD_MAX_LENGTH to "
             f"{self.tokens_in(int(free * SHARE))} or less to have longer texts refused or truncated"
         )
 
@@ -108,7 +110,3 @@ def first_of(config: Any, *names: str) -> int | None:
     """The first of the config's values that is a number."""
     values = (getattr(config, name, None) for name in names)
     return next((value for value in values if isinstance(value, int) and not isinstance(value, bool)), None)
-
-
-def in_gb(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.2f} GB"

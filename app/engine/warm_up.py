@@ -14,6 +14,7 @@ from app.engine.devices import free_memory, is_out_of_memory
 from app.engine.reward_model import RewardModel
 from app.engine.self_test import scorable
 from app.engine.sequence import TokenSequence
+from app.engine.units import byte_size
 from app.errors import ModelRefusedError, one_line
 
 logger = logging.getLogger(__name__)
@@ -57,9 +58,8 @@ def warm_up(
             )
         num_tokens //= 2
     most = max(filter(None, peaks), default=0)
-    logger.info(
-        "%s: batches of %d tokens, %.2f GB at most (measured)", models[0].device, models[0].max_batch_tokens, most / 1e9
-    )
+    size, device = models[0].max_batch_tokens, models[0].device
+    logger.info("%s: batches of %d tokens, %s at most (measured)", device, size, byte_size(most))
     return max([most, *(long_text_bytes(model, measure) for model in models)])
 
 

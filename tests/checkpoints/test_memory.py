@@ -72,18 +72,16 @@ def test_weights_are_counted_in_the_types_they_will_have() -> None:
     assert loading_bytes(net, types) == int((300_000 + 600 + 1204) * 1.05)
 
 
-@pytest.mark.parametrize(("dtype", "needed"), [("float32", "0.14"), ("bfloat16", "0.07"), ("int8", "0.07")])
+@pytest.mark.parametrize(("dtype", "needed"), [("float32", "140.88"), ("bfloat16", "70.53"), ("int8", "68.31")])
 def test_a_model_that_does_not_fit_is_refused_with_both_figures_and_the_ways_out(
     tmp_path: Path, safety_dir: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, needed: str
 ) -> None:
-    """Megabytes for gigabytes: the tiny model's own figures, shown with a different unit."""
-    monkeypatch.setattr(memory, "in_gb", lambda num_bytes: f"{num_bytes / 1e6:.2f} MB")
     monkeypatch.setattr(memory, "PROC", proc_dir(tmp_path / "proc", "", available_kb=20))
     monkeypatch.setattr(memory, "CGROUPS", tmp_path / "none")
     with pytest.raises(ModelRefusedError) as refused:
         load_checkpoint(str(safety_dir), device="cpu", dtype=dtype)
     message = str(refused.value)
-    assert message.startswith(f"{safety_dir} needs {needed} MB on cpu and 0.02 MB is free; ")
+    assert message.startswith(f"{safety_dir} needs {needed} kB on cpu and 20.48 kB is free; ")
     assert "dtype bfloat16 or int8" in message
     assert "device split" in message
     assert "\n" not in message
@@ -95,7 +93,9 @@ def test_a_model_that_fits_nowhere_even_when_split_is_refused(safety_dir: Path) 
     with torch.device("meta"):
         net = AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(safety_dir))  # type: ignore[no-untyped-call]
     types = dict.fromkeys((name for name, _ in net.named_parameters()), torch.float32)
-    with pytest.raises(ModelRefusedError, match=r"m needs 0.00 GB and 0.00 GB is free on 2 GPUs and in memory; use"):
+    with pytest.raises(
+        ModelRefusedError, match=r"m needs \d+\.\d\d kB and 90.00 kB is free on 2 GPUs and in memory; use"
+    ):
         placement.split_map("m", net, "score", types, {0: 30_000, 1: 30_000, "cpu": 30_000})
 
 
