@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from app.checkpoints.architecture import is_classifier
-from app.checkpoints.files import is_marked_untrained, shape_of
+from app.checkpoints.files import BrokenFileError, is_marked_untrained, lfs_pointers, shape_of
 from app.checkpoints.pickled import needs_conversion
 from app.errors import ModelRefusedError, UndeclaredHeadError, one_line
 
@@ -115,7 +115,11 @@ def refusing(source: str) -> Iterator[None]:
         raise
     except Exception as error:
         hint = "check that it holds config.json, a tokenizer and model.safetensors"
-        if "trust_remote_code" in str(error):
+        if pointers := lfs_pointers(Path(source)):
+            hint = f"{pointers[0]} is a Git LFS pointer, not the file itself: run `git lfs pull` there"
+        elif isinstance(error, BrokenFileError):
+            hint = "copy the file again"
+        elif "trust_remote_code" in str(error):
             hint = "it brings code of its own: read it, then set REWARD_TRUST_REMOTE_CODE=true"
         elif pickled := needs_conversion(Path(source)):
             hint = f"{pickled[0]} is a pickle, which is not opened: run `reward-service convert {source}`"

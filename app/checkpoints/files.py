@@ -1,20 +1,51 @@
 """A checkpoint's files by name, and what safetensors files say of their tensors. Needs no torch for a directory."""
 
 import json
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from app.checkpoints.pickled import is_file_name
+from app.errors import one_line
+
 METADATA = "__metadata__"
+PREFIX_BYTES = 8
+"""The length of the header, which follows."""
 MAX_HEADER_BYTES = 100_000_000
 """What the format allows."""
 UNTRAINED_MARK = {"reward_head": "untrained"}
 """Metadata that `reward-service init` leaves in the file of a head; any training that saves its model drops it."""
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""How the text begins that Git keeps in the place of a large file."""
+MAX_POINTER_BYTES = 1024
+
 WEIGHT_NAMES = ("model.safetensors", "pytorch_model.safetensors")
 HEAD_NAME = "value_head.safetensors"
 """LLaMA-Factory's, beside the weights of the language model or of the adapter."""
+
+
+class BrokenFileError(ValueError):
+    """A file that is not what its name says; the message begins with its path."""
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises FileNotFoundError, and BrokenFileError for anything else."""
+    if not file.is_file():
+        raise FileNotFoundError(f"no file named {file.name}")
+    try:
+        read = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # no UTF-8 is one too
+        raise BrokenFileError(f"{file} is no JSON: {one_line(error)}") from error
+    if not isinstance(read, dict):
+        raise BrokenFileError(f"{file} is no JSON object")
+    return read
+
+
+def lfs_pointers(directory: Path) -> list[str]:
+    """The names of the files of a directory that Git LFS has not fetched."""
+    files = sorted(file for file in directory.glob("*") if file.is_file() and file.stat().st_size < MAX_POINTER_BYTES)
+    return [file.name for file in files if file.read_bytes().startswith(LFS_POINTER)]
 
 
 def find_file(path: str, name: str, *, local_files_only: bool) -> Path | None:
@@ -30,11 +61,12 @@ def find_file(path: str, name: str, *, local_files_only: bool) -> Path | None:
 def weight_files(path: str, *, local_files_only: bool) -> list[Path]:
     """The safetensors files that hold the weights, one or those that the index names, and a value head's own file.
 
-    Raises FileNotFoundError where there are none, or one that the index names is missing.
+    Raises FileNotFoundError where there are none, or one that the index names is missing, and BrokenFileError for an index
+    that names none.
     """
     for name in WEIGHT_NAMES:
         index = find_file(path, f"{name}.index.json", local_files_only=local_files_only)
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index is not None else [name]
+        names = shards_of(index) if index is not None else [name]
         files = {each: find_file(path, each, local_files_only=local_files_only) for each in names}
         found = [file for file in files.values() if file is not None]
         if len(found) == len(names):
@@ -44,6 +76,14 @@ def weight_files(path: str, *, local_files_only: bool) -> list[Path]:
     raise FileNotFoundError(f"no file named {WEIGHT_NAMES[0]}")
 
 
+def shards_of(index: Path) -> list[str]:
+    """The files that an index names. Raises BrokenFileError."""
+    files = read_json(index).get("weight_map")
+    if not isinstance(files, dict) or not files or not all(map(is_file_name, files.values())):
+        raise BrokenFileError(f"{index} has no weight_map that names a file for each tensor")
+    return sorted(set(files.values()))
+
+
 def head_files(path: str, *, local_files_only: bool) -> list[Path]:
     """The file of a value head that was saved beside its language model or adapter, if there is one."""
     file = find_file(path, HEAD_NAME, local_files_only=local_files_only)
@@ -51,16 +91,22 @@ def head_files(path: str, *, local_files_only: bool) -> list[Path]:
 
 
 def read_header(file: Path) -> dict[str, Any]:
-    """What a safetensors file says of itself. Raises ValueError for another file."""
+    """What a safetensors file says of itself. Raises BrokenFileError for another file, and for one that is not whole."""
+    size = file.stat().st_size
     with file.open("rb") as stream:
+        num_bytes = int.from_bytes(stream.read(PREFIX_BYTES), "little")
+        if not 0 < num_bytes <= min(size - PREFIX_BYTES, MAX_HEADER_BYTES):
+            raise BrokenFileError(f"{file} is no whole safetensors file: it has {size:,} bytes and no header")
         try:
-            (num_bytes,) = struct.unpack("<Q", stream.read(8))
-        except struct.error as error:
-            raise ValueError(f"{file.name} is no safetensors file: {error}") from error
-        header = json.loads(stream.read(min(num_bytes, MAX_HEADER_BYTES)))
-    if not isinstance(header, dict):
-        raise ValueError(f"{file.name} is no safetensors file: its header is no object")  # noqa: TRY004 - a file's fault
-    return header
+            header = json.loads(stream.read(num_bytes))
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != METADATA]
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+            raise BrokenFileError(
+                f"{file} is no safetensors file: its header is not one ({one_line(error)})"
+            ) from error
+    if (whole := PREFIX_BYTES + num_bytes + max(ends, default=0)) != size:
+        raise BrokenFileError(f"{file} is not whole: it has {size:,} bytes, and {whole:,} by its header")
+    return dict(header)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +117,7 @@ class Shape:
 
 
 def shapes_of(files: list[Path]) -> dict[str, Shape]:
-    """Every tensor of the files by name. Raises ValueError."""
+    """Every tensor of the files by name. Raises BrokenFileError."""
     shapes = {}
     for file in files:
         for name, entry in read_header(file).items():

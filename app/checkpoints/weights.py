@@ -7,16 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from app.checkpoints.files import BrokenFileError, read_header
+from app.errors import one_line
 
 FileSignature = tuple[int, int, int]
 
 
 def opened(file: Path) -> Any:
     """Read, not mapped: what happens to a mapped file afterwards, a new version in its place or fewer bytes, would
-    happen to the weights of the running service, or end it by SIGBUS."""
-    return safe_open(file, framework="pt", backend="pread")
+    happen to the weights of the running service, or end it by SIGBUS. Raises BrokenFileError."""
+    try:
+        return safe_open(file, framework="pt", backend="pread")
+    except SafetensorError as error:
+        read_header(file)  # says more of a file that was cut off
+        raise BrokenFileError(f"{file} is no safetensors file: {one_line(error)}") from error
 
 
 def weights_of(files: list[Path]) -> dict[str, Any]:
