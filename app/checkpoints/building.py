@@ -8,6 +8,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 
 from app.checkpoints.checks import check_explained, check_finite, check_mismatched, check_missing
+from app.checkpoints.files import shape_of
 from app.checkpoints.parts import TrunkParts
 from app.checkpoints.placement import Placement, device_map_of
 from app.checkpoints.quantization import int8_config, weight_types
@@ -41,15 +42,14 @@ def build(
     with torch.device("meta"):  # for its shapes, and its class, which may be the checkpoint's own
         empty = net_of(saved.config, trust_remote_code, auto_class)
     head = head_of(empty)[0] if is_classifier else None
-    net, unexpected = read_into(
-        source, empty, saved.weights, placement, head, may_miss=f"{head}." if new_head else None, base=base
-    )
+    unexpected = check_tensors(source, empty, saved.weights, may_miss=f"{head}." if new_head else None)
     trunk = f"{empty.base_model_prefix}."
     check_explained(
         source,  # beside a new head, the base may have another of its own
         {name for name in unexpected if not new_head or name.startswith(trunk)},
         saved.weights,
     )
+    net = read_into(source, empty, saved.weights, placement, head, base=base)
     if is_classifier and not new_head:
         keep_head_exact(net, saved.weights)
     return on_device(net, saved.weights, placement, base)
@@ -58,9 +58,33 @@ def build(
 def load_trunk(source: str, parts: TrunkParts, placement: Placement, base: Base | None = None) -> PreTrainedModel:
     """The trunk alone, with the weights that the layout found for it. `base`: whose tensors other models share."""
     weights = parts.layout.trunk
-    net, unexpected = read_into(source, parts.empty, weights, placement, None, base=base)
-    check_explained(source, unexpected, weights)
+    check_explained(source, check_tensors(source, parts.empty, weights), weights)
+    net = read_into(source, parts.empty, weights, placement, None, base=base)
     return on_device(net, weights, placement, base)
+
+
+def check_tensors(
+    source: str, empty: PreTrainedModel, weights: Mapping[str, Any], *, may_miss: str | None = None
+) -> set[str]:
+    """The names of the tensors that a model like `empty`, which is on `meta`, has no place for.
+
+    Reads no weights: transformers loads their shapes alone, on `meta`, under the names that it gives them. Raises ModelRefusedError
+    for a tensor of another shape than the model's, and for one that is missing, unless its name begins with `may_miss`.
+    """
+    shapes = {name: torch.empty(shape_of(stored), device="meta") for name, stored in weights.items()}
+    architecture: Any = type(empty)
+    _, loading = architecture.from_pretrained(
+        None,
+        config=empty.config,
+        state_dict=shapes,
+        dtype=torch.float32,
+        device_map={"": "meta"},
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # refused below, in our words
+    )
+    check_missing(source, {name for name in loading["missing_keys"] if not (may_miss and name.startswith(may_miss))})
+    check_mismatched(source, loading["mismatched_keys"])
+    return set(loading["unexpected_keys"])
 
 
 def read_into(
@@ -70,30 +94,25 @@ def read_into(
     placement: Placement,
     head: str | None,
     *,
-    may_miss: str | None = None,
     base: Base | None = None,
-) -> tuple[PreTrainedModel, set[str]]:
-    """A model like `empty`, which is on `meta`, with the weights; and the names of those that it has no place for."""
+) -> PreTrainedModel:
+    """A model like `empty`, which is on `meta`, with the weights, whose names and shapes are its own."""
     types = weight_types(empty, head, placement.dtype, int8=placement.int8)
     there = base.find_placed(weights, placement, types) if base is not None else {}
     read = {name for name, stored in weights.items() if is_read(stored)}
     device_map = device_map_of(source, placement, empty, head, types, {*there, *read})
     passing = FiniteWeights(placement.dtype)
     architecture: Any = type(empty)
-    net, loading = architecture.from_pretrained(
+    net: PreTrainedModel = architecture.from_pretrained(
         None,
         config=empty.config,
         state_dict=passing.watch(weights) | there,
         dtype=placement.dtype,
         device_map=device_map,
         quantization_config=int8_config(head) if placement.int8 else None,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # refused below, in our words
     )
-    check_missing(source, {name for name in loading["missing_keys"] if not (may_miss and name.startswith(may_miss))})
-    check_mismatched(source, loading["mismatched_keys"])
     check_finite(source, passing.non_finite)
-    return net, set(loading["unexpected_keys"])
+    return net
 
 
 def on_device(

@@ -1,10 +1,9 @@
 """What is refused before torch and transformers are imported, which takes seconds. `load_checkpoint` checks it again.
 
-The rules are those of loading. What needs a model's class, such as the names of a layer's tensors, is left to it; so is every
-checkpoint whose trunk is not in TRUNKS, and what the hub has.
+The rules are those of loading. A trunk's layers are compared with each other; what all of them lack needs the model's class, and is
+left to loading. So is every checkpoint whose trunk is not in TRUNKS, and what the hub has.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,15 +16,15 @@ from app.checkpoints.checks import (
     check_explained,
     check_labels,
     check_mismatched,
-    check_missing,
     check_other_rules,
     check_quantized,
     check_untrained,
     refusing,
 )
 from app.checkpoints.declaration import DECLARATION_NAME, Declaration, Declared, read_declarations
-from app.checkpoints.files import Shape, shapes_of, weight_files
+from app.checkpoints.files import Shape, read_json, shapes_of, weight_files
 from app.checkpoints.heads import add_family, check_all_explained, check_chosen, check_head_is_known, head_layers
+from app.checkpoints.layers import LayerFaults, compare_layers
 from app.checkpoints.layout import Layout, TrunkNames, layout_of, tensors_of
 from app.settings import HUB_PREFIX
 
@@ -42,7 +41,8 @@ TRUNKS: dict[str, TrunkNames] = {
     ),
     "gpt2": TrunkNames("wte.weight", frozenset({"wte", "wpe", "drop", "h", "ln_f"}), "transformer.", 0),
 }
-"""By model type, what transformers calls the parts of a trunk, without its size; their classifiers' head is `score.weight`."""
+"""By model type, what transformers calls the parts of a trunk, without its size. All layers of each have the same tensors, and their
+classifiers' head is `score.weight`."""
 HEAD = "score.weight"
 
 
@@ -75,15 +75,6 @@ def check_files(source: str, declarations: Origins, *, trust_remote_code: bool) 
             check_parts(source, config, declarations, trunk, layout)
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise FileNotFoundError(f"no file named {file.name}")
-    read = json.loads(file.read_text(encoding="utf-8"))
-    if not isinstance(read, dict):
-        raise ValueError(f"{file.name} is no object")  # noqa: TRY004 - a file's fault
-    return read
-
-
 def trunk_of(config: Mapping[str, Any]) -> TrunkNames | None:
     """None for what is not in TRUNKS."""
     names = TRUNKS.get(str(config.get("model_type")))
@@ -113,6 +104,12 @@ def check_parts(
         explained |= set(tensors_of(layers, shapes))
         check_chosen(source, declared, shapes[f"{layers[-1]}.weight"][0])
     check_all_explained(source, shapes, explained, trunk.hidden_size)
+    faults_in_layers(config, layout).check(source, layout.trunk)
+
+
+def faults_in_layers(config: Mapping[str, Any], layout: Layout) -> LayerFaults:
+    num_layers = config.get("num_hidden_layers") or config.get("n_layer")
+    return compare_layers(layout.trunk, num_layers) if isinstance(num_layers, int) else LayerFaults()
 
 
 def check_classifier(
@@ -128,7 +125,8 @@ def check_classifier(
     shapes = layout.head_shapes
     if layout.prefix != trunk.prefix:
         return
-    check_missing(source, {HEAD} - shapes.keys())
+    faults = faults_in_layers(config, layout)
+    faults.check(source, layout.trunk, trunk.prefix, {HEAD} - shapes.keys())
     wanted = (num_labels or shapes[HEAD][0], trunk.hidden_size)
     check_mismatched(source, [(HEAD, shapes[HEAD], wanted)] if shapes[HEAD] != wanted else [])
     check_explained(source, shapes.keys() - {HEAD}, {name: Shape(shape) for name, shape in shapes.items()})

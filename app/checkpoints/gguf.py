@@ -3,6 +3,7 @@
 Weights are unpacked to float32 as transformers does it. Knows nothing of heads and placement.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,31 @@ def gguf_options(file: Path) -> dict[str, Any]:
     return {"gguf_file": file.name, "quantization_config": GgufConfig(dequantize=True)}
 
 
-def gguf_weights(file: Path, config: PreTrainedConfig) -> dict[str, Tensor]:
-    """Every tensor of the language model in float32, by transformers' names: 4 bytes per parameter in CPU memory."""
+@dataclass(frozen=True, slots=True)
+class PackedTensor:
+    """A tensor of the file, unpacked to float32 when it is asked for."""
+
+    packed: gguf.ReaderTensor
+    num_heads: int | None = None
+    """Of queries or keys, whose rows go into transformers' order."""
+
+    def get_shape(self) -> list[int]:
+        return [int(size) for size in reversed(self.packed.shape)]
+
+    def __getitem__(self, index: Any) -> Tensor:
+        unpacked = gguf.dequantize(self.packed.data, self.packed.tensor_type).astype(
+            np.float32
+        )  # a copy: the file is mapped
+        if self.num_heads is not None:
+            unpacked = unrotated(unpacked, self.num_heads)
+        return torch.from_numpy(unpacked)[index]
+
+
+def gguf_weights(file: Path, config: PreTrainedConfig) -> dict[str, Any]:
+    """Every tensor of the language model by transformers' names. A Llama's are unpacked when each is asked for, others' at once,
+    which takes 4 bytes per parameter of CPU memory."""
     if config.model_type == "llama":
-        return unpacked_llama(file, config)
+        return packed_llama(file, config)
     net = AutoModelForCausalLM.from_pretrained(
         file.parent, config=config, dtype="float32", local_files_only=True, **gguf_options(file)
     )
@@ -50,7 +72,7 @@ def gguf_weights(file: Path, config: PreTrainedConfig) -> dict[str, Tensor]:
     return weights
 
 
-def unpacked_llama(file: Path, config: Any) -> dict[str, Tensor]:
+def packed_llama(file: Path, config: Any) -> dict[str, PackedTensor]:
     """What transformers reads from a Llama's file, to the bit, in a third of the time: it builds its table of names once
     per module. A tensor that has no place in the model keeps the name that it has in the file.
     """
@@ -62,16 +84,11 @@ def unpacked_llama(file: Path, config: Any) -> dict[str, Tensor]:
         module, _, kind = name.rpartition(".")
         names[f"{table.get_name(module)}.{kind}"] = name
     num_heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
-    weights = {}
-    for tensor in gguf.GGUFReader(file).tensors:
-        if tensor.name == ROPE_FACTORS:
-            continue
-        unpacked = gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)  # a copy: the file is mapped
-        part = tensor.name.split(".")[-2]
-        if part in num_heads:
-            unpacked = unrotated(unpacked, num_heads[part])
-        weights[names.get(tensor.name, tensor.name)] = torch.from_numpy(unpacked)
-    return weights
+    return {
+        names.get(tensor.name, tensor.name): PackedTensor(tensor, num_heads.get(tensor.name.split(".")[-2]))
+        for tensor in gguf.GGUFReader(file).tensors
+        if tensor.name != ROPE_FACTORS
+    }
 
 
 def unrotated(weight: NDArray[np.float32], num_heads: int) -> NDArray[np.float32]:

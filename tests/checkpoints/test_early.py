@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
 from app.checkpoints.early import HEAD, TRUNKS, check_declarations, check_files
+from app.checkpoints.layers import IN_LAYER, LayerFaults, compare_layers
 from app.checkpoints.loading import load_checkpoint
 from app.checkpoints.parts import trunk_names
 from app.errors import ModelRefusedError
@@ -25,6 +26,7 @@ code = main(sys.argv[1:])
 print("torch" in sys.modules, "transformers" in sys.modules, code)
 """
 WEIGHTS = "model.safetensors"
+UP = "model.layers.1.mlp.up_proj.weight"
 TINY: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 64}
 
 
@@ -104,6 +106,14 @@ REFUSED: dict[str, Callable[[Path], object]] = {
         {"v.weight": torch.ones(1, 32), "w.weight": torch.ones(1, 32)}, {"head": "v"}
     ),
     "a gated mixture": language_model({"gating.layers.0.weight": torch.ones(4, 32)}),
+    "a layer without one of its tensors": classifier({UP: None}),
+    "a layer's tensor of another shape": classifier({UP: torch.ones(40, 32)}),
+    "a tensor that one layer alone has": classifier({"model.layers.1.self_attn.q_proj.bias": torch.ones(32)}),
+    "a layer more in the config": classifier({}, num_hidden_layers=4),
+    "a layer less in the config": classifier({}, num_hidden_layers=2),
+    "a layer without one of its tensors, under a declared head": language_model(
+        {UP: None, "v.weight": torch.ones(1, 32)}, {"head": "v"}
+    ),
     "an adapter without its base": adapter_without_base,
     "a missing shard": without_a_shard,
 }
@@ -123,7 +133,10 @@ def test_what_names_and_shapes_tell_is_refused_early_in_the_words_of_loading(kin
     assert "\n" not in str(early.value)
 
 
-@pytest.mark.parametrize("kind", ["a bias that the classifier has not", "an adapter without its base"])
+@pytest.mark.parametrize(
+    "kind",
+    ["a bias that the classifier has not", "an adapter without its base", "a layer without one of its tensors"],
+)
 def test_such_a_start_imports_no_torch(kind: str, tmp_path: Path) -> None:
     REFUSED[kind](tmp_path)
     done = run("serve", "--safety-model", str(tmp_path), "--helpfulness-model", "")
@@ -141,3 +154,18 @@ def test_the_known_trunks_are_those_of_transformers(model_type: str) -> None:
     assert (own.embedding, own.children, own.prefix) == (known.embedding, known.children, known.prefix)
     assert own.hidden_size == TINY["hidden_size"]
     assert {name for name in classifier.state_dict() if not name.startswith(known.prefix)} == {HEAD}
+
+
+@pytest.mark.parametrize("model_type", TRUNKS)
+def test_all_layers_of_the_known_trunks_have_the_same_tensors(model_type: str) -> None:
+    with torch.device("meta"):
+        trunk = AutoModel.from_config(  # type: ignore[no-untyped-call]
+            AutoConfig.for_model(model_type, **TINY | {"num_hidden_layers": 3})
+        )
+    assert any(map(IN_LAYER.match, trunk.state_dict()))
+    assert compare_layers(trunk.state_dict(), 3) == LayerFaults()
+
+
+def test_layers_that_do_not_tell_which_is_the_odd_one_are_left_to_loading() -> None:
+    tensors = {"layers.0.a": torch.ones(2), "layers.1.a": torch.ones(3), "layers.0.b": torch.ones(1)}
+    assert compare_layers(tensors, 2) == LayerFaults()

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import gguf
 import peft
 import pytest
 import torch
@@ -99,7 +100,8 @@ def test_a_llama_is_unpacked_as_transformers_does_it_to_the_bit(base: Path) -> N
     expected = transformers_own(base, AutoModelForCausalLM).state_dict()
     weights = gguf_weights(base / FILE, AutoConfig.from_pretrained(base))
     assert weights.keys() == expected.keys() - {"lm_head.weight"}  # tied
-    assert all(torch.equal(weight, expected[name]) for name, weight in weights.items())
+    assert all(torch.equal(weight[...], expected[name]) for name, weight in weights.items())
+    assert all(weight.get_shape() == [*expected[name].shape] for name, weight in weights.items())
 
 
 def test_other_architectures_are_unpacked_by_transformers(tmp_path: Path) -> None:
@@ -164,6 +166,15 @@ def test_a_base_that_cannot_be_read_is_refused_in_one_line(base: Path, adapter: 
     with pytest.raises(ModelRefusedError, match=words) as refused:
         load_checkpoint(str(adapter), device="cpu")
     assert "\n" not in str(refused.value)
+
+
+def test_a_llama_of_other_shapes_is_refused_before_it_is_unpacked(
+    base: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other_shapes(base)
+    monkeypatch.setattr(gguf, "dequantize", lambda *_: pytest.fail("a tensor was unpacked"))
+    with pytest.raises(ModelRefusedError, match="where its config asks for"):
+        load_checkpoint(str(adapter), device="cpu")
 
 
 def test_the_head_is_the_adapters(adapter: Path) -> None:
