@@ -1,7 +1,6 @@
 """Clients as a server must expect them: slow, gone, silent, too large, too many. Everybody else is served meanwhile."""
 
 import asyncio
-import gc
 import json
 import logging
 import socket
@@ -17,11 +16,13 @@ from fastapi import FastAPI
 from uvicorn.server import ServerState
 
 from app.http.connection import (
+    HEAD_SECONDS,
     MAX_HEAD_BYTES,
     MAX_STARTS_PER_TICK,
     MAX_STARTS_PER_TICK_UNDER_LOAD,
     Connection,
     RequestPacer,
+    sweep,
 )
 from app.http.server import config_of
 from app.http.write_buffer import MAX_GATHERED_BYTES, GatheringTransport, WriteBuffer
@@ -32,8 +33,6 @@ from tests.http.wire import Idle
 if TYPE_CHECKING:
     from app.service import Service
 
-SECONDS = 1.0
-"""The deadline of these servers: for a request to be whole, too."""
 BODY = json.dumps({"items": [TEA]}).encode()
 
 
@@ -41,10 +40,39 @@ def head(body_bytes: int = len(BODY)) -> bytes:
     return f"POST /score HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {body_bytes}\r\n\r\n".encode()
 
 
-@pytest.fixture(scope="module")
-def hurried(serve: Serve) -> Iterator[httpx.Client]:
-    with serve(deadline_seconds=SECONDS) as client:
-        yield client
+class Clock:
+    """The time by which the server judges its connections: it stands still until a test moves it on."""
+
+    def __init__(self) -> None:
+        self.now = time.monotonic()
+        self.swept = threading.Event()
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sweep(self, *args: Any) -> None:
+        sweep(*args)
+        self.swept.set()
+
+    def advance(self, seconds: float) -> None:
+        """Returns when the server has looked at its connections since."""
+        self.now += seconds
+        for _ in range(2):  # the first look may have begun before
+            self.swept.clear()
+            assert self.swept.wait(60)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("app.http.connection.time", clock)
+    monkeypatch.setattr("app.http.server.sweep", clock.sweep)
+    monkeypatch.setattr("app.http.server.TICKS_A_SWEEP", 1)
+    return clock
+
+
+def deadline_of(client: httpx.Client) -> float:
+    return float(client.get("/info").json()["limits"]["deadline_seconds"])
 
 
 @contextmanager
@@ -78,73 +106,72 @@ def answer_of(connection: socket.socket) -> tuple[int, Any]:
 
 @pytest.mark.parametrize("sent", [head() + BODY[:1], head()[:30]], ids=["in its body", "in its head"])
 def test_a_request_that_is_not_whole_in_time_is_told_so_and_its_connection_closed(
-    hurried: httpx.Client, sent: bytes
+    client: httpx.Client, clock: Clock, sent: bytes
 ) -> None:
-    with connected(hurried) as connection:
+    with connected(client) as connection:
         connection.sendall(sent)
-        ask(hurried, "/score", {"items": [TEA]})
+        ask(client, "/score", {"items": [TEA]})
+        clock.advance(deadline_of(client) + 1)
         received = read_all(connection)
     assert received.startswith(b"HTTP/1.1 408 Request Timeout\r\n")
     assert json.loads(received.partition(b"\r\n\r\n")[2])["error"]["code"] == "request_timeout"
 
 
-def test_bytes_that_trickle_in_do_not_put_the_end_off(hurried: httpx.Client) -> None:
-    started = time.monotonic()
-    with connected(hurried) as connection:
-        connection.settimeout(0.2)
-        received = b""
-        for i in range(len(BODY)):
-            try:
-                connection.sendall((head() if i == 0 else b"") + BODY[i : i + 1])
-                received += connection.recv(65536)
-            except TimeoutError:
-                continue
-            except OSError:
-                break
-            break
+def test_bytes_that_trickle_in_do_not_put_the_end_off(client: httpx.Client, clock: Clock) -> None:
+    step = deadline_of(client) / 3.5
+    with connected(client) as connection:
+        connection.sendall(head())
+        for i in range(4):
+            connection.sendall(BODY[i : i + 1])
+            ask(client, "/score", {"items": [TEA]})  # meanwhile the byte has come
+            clock.advance(step)
+        received = read_all(connection)
     assert received.startswith(b"HTTP/1.1 408 ")
-    assert time.monotonic() - started < 0.2 * len(BODY)
 
 
 @pytest.mark.parametrize("sent", [b"", b"\r\n"], ids=["nothing", "a line feed"])
-def test_a_connection_on_which_nothing_is_asked_is_closed(hurried: httpx.Client, sent: bytes) -> None:
-    with connected(hurried) as connection:
+def test_a_connection_on_which_nothing_is_asked_is_closed(client: httpx.Client, clock: Clock, sent: bytes) -> None:
+    with connected(client) as connection:
         connection.sendall(sent)
+        ask(client, "/score", {"items": [TEA]})
+        clock.advance(HEAD_SECONDS + 1)
         assert not read_all(connection).startswith(b"HTTP/1.1 200")
 
 
-def test_a_line_feed_after_a_request_does_not_keep_its_connection_for_ever(hurried: httpx.Client) -> None:
-    with connected(hurried) as connection:
+def test_a_line_feed_after_a_request_does_not_keep_its_connection_for_ever(client: httpx.Client, clock: Clock) -> None:
+    with connected(client) as connection:
         connection.sendall(head() + BODY)
         assert answer_of(connection)[0] == 200
         connection.sendall(b"\r\n")
+        ask(client, "/score", {"items": [TEA]})
+        clock.advance(HEAD_SECONDS + 1)
         read_all(connection)
 
 
-def test_a_head_without_end_is_refused(hurried: httpx.Client) -> None:
-    with connected(hurried) as connection:
+def test_a_head_without_end_is_refused(client: httpx.Client) -> None:
+    with connected(client) as connection:
         with suppress(OSError):  # it is refused while it is sent
             connection.sendall(head()[:-2] + b"X-Filler: " + b"a" * (4 * MAX_HEAD_BYTES))
         received = read_all(connection)
     assert received.startswith(b"HTTP/1.1 431 ") or not received
 
 
-def test_a_head_of_many_fields_within_the_limit_is_taken(hurried: httpx.Client) -> None:
+def test_a_head_of_many_fields_within_the_limit_is_taken(client: httpx.Client) -> None:
     fields = {f"x-field-{i}": "a" * 500 for i in range(MAX_HEAD_BYTES // 1024)}
-    assert hurried.post("/score", json={"items": [TEA]}, headers=fields).status_code == 200
+    assert client.post("/score", json={"items": [TEA]}, headers=fields).status_code == 200
 
 
 @pytest.mark.parametrize("sent", [head() + BODY[:-1], head()], ids=["in its body", "before its body"])
 def test_a_client_that_leaves_before_its_request_is_whole_leaves_nothing_behind(
-    hurried: httpx.Client, caplog: pytest.LogCaptureFixture, sent: bytes
+    client: httpx.Client, caplog: pytest.LogCaptureFixture, sent: bytes
 ) -> None:
-    service: Service = hurried.app.state.service  # type: ignore[attr-defined]
+    service: Service = client.app.state.service  # type: ignore[attr-defined]
     with caplog.at_level(logging.WARNING):
-        with connected(hurried) as connection:
+        with connected(client) as connection:
             connection.sendall(sent)
-            ask(hurried, "/score", {"items": [TEA]})
+            ask(client, "/score", {"items": [TEA]})
         for _ in range(3):
-            ask(hurried, "/score", {"items": [TEA]})
+            ask(client, "/score", {"items": [TEA]})
     assert service.num_in_flight == 0
     assert [record.message for record in caplog.records if record.levelno >= logging.ERROR] == []
 
@@ -270,7 +297,9 @@ def test_an_answer_is_cut_off_when_nothing_of_it_is_read_for_long_and_not_when_i
     assert asyncio.run(read()) == [num_bytes_a_second == 0 and second > 3 for second in range(8)]
 
 
-def test_an_answer_that_takes_its_time_is_not_cut_off(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_that_takes_its_time_is_not_cut_off(
+    client: httpx.Client, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     service = cast("Service", client.app.state.service)  # type: ignore[attr-defined]
     asked, released = threading.Event(), threading.Event()
     score = service.score
@@ -280,20 +309,12 @@ def test_an_answer_that_takes_its_time_is_not_cut_off(client: httpx.Client, monk
         await asyncio.to_thread(released.wait)
         return await score(*inputs, **options)
 
-    def check_all() -> None:
-        """As if a thousand seconds had passed since."""
-        for each in gc.get_objects():
-            if isinstance(each, Connection):
-                each.check(time.monotonic() + 1000, SECONDS)
-        released.set()
-
     monkeypatch.setattr(service, "score", score_late)
-    loop = service.ready_engine()._loop
-    assert loop is not None
     with connected(client) as connection:
         connection.sendall(head() + BODY)
         assert asked.wait(30)
-        loop.call_soon_threadsafe(check_all)
+        clock.advance(10 * deadline_of(client))
+        released.set()
         assert answer_of(connection)[0] == 200
 
 
