@@ -34,10 +34,6 @@ USES: dict[Use, tuple[str, str]] = {
         "torch",
         "the limit of compiled graphs; its public alias in torch.compiler.config is not in every supported release",
     ),
-    ("app.engine.attention.last_layer", "torch.utils._pytree"): (
-        "torch",
-        "a decoder layer's arguments are nested; torch has no public way to map over their tensors",
-    ),
     ("app.engine.transformers_internals", "_attn_implementation"): (
         "transformers",
         "the attention function has a public setter and no public getter",

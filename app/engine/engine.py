@@ -210,11 +210,12 @@ class Engine(Generic[M]):
         jobs: dict[torch.device, list[Job]] = {device: [] for device in self.devices}
         failed: list[tuple[Request, RequestError]] = []
         for vocabulary, tokenization in self._tokenizations.items():
+            by_models = {each: self._names(each, vocabulary) for each in {request.models for request in requests}}
             for truncation in dict.fromkeys(request.truncation for request in requests):
                 chosen = [
                     (request, named, slot)
                     for request, slots in slices
-                    if request.truncation == truncation and (named := self._names(request.models, vocabulary))
+                    if request.truncation == truncation and (named := by_models[request.models])
                     for slot in slots
                 ]
                 outcomes = tokenization.encode([request.inputs[slot] for request, _, slot in chosen], truncation)

@@ -12,6 +12,10 @@ class PromptResponse:
     prompt: str
     response: str
 
+    @property
+    def num_chars(self) -> int:
+        return len(self.prompt) + len(self.response)
+
 
 @dataclass(frozen=True, slots=True)
 class ChatOptions:
@@ -32,11 +36,19 @@ class Messages:
     messages: tuple[dict[str, Any], ...]
     options: ChatOptions = ChatOptions()
 
+    @property
+    def num_chars(self) -> int:
+        return num_chars(self.messages)
+
 
 @dataclass(frozen=True, slots=True)
 class Text:
     text: str
     add_special_tokens: bool = True
+
+    @property
+    def num_chars(self) -> int:
+        return len(self.text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +64,10 @@ class RenderedChat:
     add_special_tokens: bool = True
     """Whether a text that is not the template's gets the tokenizer's own special tokens."""
 
+    @property
+    def num_chars(self) -> int:
+        return len(self.text)
+
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
@@ -64,10 +80,18 @@ class Rollout:
     response: str
     close: bool = True
 
+    @property
+    def num_chars(self) -> int:
+        return len(self.response) + num_chars(self.prompt)
+
 
 @dataclass(frozen=True, slots=True)
 class TokenIds:
     token_ids: list[int]
+
+    @property
+    def num_chars(self) -> int:
+        return 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,16 +109,7 @@ class Input:
     @property
     def num_chars(self) -> int:
         """Characters to be tokenized; those of a template's own text are left out."""
-        match self.form:
-            case PromptResponse(prompt, response):
-                return len(prompt) + len(response)
-            case Messages(messages):
-                return num_chars(messages)
-            case Text(text) | RenderedChat(text):
-                return len(text)
-            case Rollout(prompt, response):
-                return len(response) + num_chars(prompt)
-        return 0
+        return self.form.num_chars
 
 
 def num_chars(messages: tuple[dict[str, Any], ...]) -> int:

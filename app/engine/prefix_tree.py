@@ -94,16 +94,17 @@ class PrefixTree:
         order = sorted(range(len(keys)), key=keys.__getitem__)
         paths: list[IntArray] = [np.empty(0, np.int64)] * len(keys)
         tails: list[tuple[int, int]] = [(0, 0)] * len(keys)
-        token_ids, depth = [], []
-        num_rows, before, path = 0, b"", np.empty(0, np.int64)
-        forks = []
+        numbers = np.arange(sum(map(len, keys)) // TOKEN_BYTES)  # slices of it are the rows and the depths
+        num_rows, before, path = 0, b"", numbers[:0]
+        own, depth, forks = [], [], []
         for i in order:
             key = keys[i]
             length, shared = len(key) // TOKEN_BYTES, num_common_tokens(before, key)
-            path = np.concatenate([path[:shared], np.arange(num_rows, num_rows + length - shared)])
+            stop = num_rows + length - shared
+            path = np.concatenate([path[:shared], numbers[num_rows:stop]])
             paths[i], tails[i] = path, (shared, length)
-            token_ids.append(decode_key(key[shared * TOKEN_BYTES :]))
-            depth.append(np.arange(shared, length))
+            own.append(key[shared * TOKEN_BYTES :])
+            depth.append(numbers[shared:length])
             forks.append((shared, num_rows))
-            num_rows, before = num_rows + length - shared, key
-        return cls(np.concatenate(token_ids), np.concatenate(depth), paths, tails, forks)
+            num_rows, before = stop, key
+        return cls(decode_key(b"".join(own)), np.concatenate(depth), paths, tails, forks)

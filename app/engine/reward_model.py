@@ -12,6 +12,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -32,7 +33,7 @@ from app.engine.head import NoPositionError
 from app.engine.num_threads import ForwardThreads
 from app.engine.padded import padded_states, single_states, token_types
 from app.engine.prefix_tree import IntArray
-from app.engine.row_layout import RowLayout
+from app.engine.row_layout import RowLayout, zero_padded
 from app.engine.sequence import Scored, Steps, TokenSequence
 from app.engine.tokenization import Tokenization
 from app.engine.transformers_internals import attention_implementation
@@ -185,7 +186,7 @@ class RewardModel:
     def num_cached_tokens(self, sequence: TokenSequence, *, token_scores: bool) -> int:
         """The first tokens of the sequence that the next forward need not compute, as the prefix cache is now."""
         cache = self.cache
-        if cache is None or token_scores:
+        if cache is None or token_scores or not cache.prefixes.may_use(sequence.key):
             return 0
         num_cached = cache.prefixes.num_cached_tokens(sequence.key)
         if not num_cached:
@@ -335,18 +336,17 @@ class RewardModel:
 
     def _last_states(self, packed_row: PackedRow, positions: Sequence[IntArray], rows: IntArray) -> Tensor:
         """(n, hidden): the states at the wanted positions, all the last layer computes besides keys and values."""
-        counts = np.cumsum([0, *map(len, positions)])
-        own_rows = np.arange(counts[-1])
+        bounds = [0, *accumulate(map(len, positions))]
+        own_rows = np.arange(len(rows))
         layout = packed_row.layout
         wanted = [
-            Queries(layout.key_rows(path, packed_row.num_rows), chosen, own_rows[counts[i] : counts[i + 1]])
-            for i, (path, chosen) in enumerate(zip(layout.tree.paths, positions, strict=True))
+            Queries(layout.key_rows(path, packed_row.num_rows), chosen, own_rows[start:stop])
+            for path, chosen, (start, stop) in zip(layout.tree.paths, positions, pairwise(bounds), strict=True)
         ]
-        last_rows = LastLayerRows(wanted, padded_length(int(counts[-1]), self.row_multiple))
-        all_rows = np.zeros(last_rows.num_rows, np.int64)
-        all_rows[: counts[-1]] = rows
-        with restrict_to_rows(self.layers[-1], last_rows, torch.from_numpy(all_rows), packed_row.num_rows):
-            return self._trunk_states(packed_row)[: counts[-1]]
+        last_rows = LastLayerRows(wanted, padded_length(len(rows), self.row_multiple))
+        all_rows = torch.from_numpy(zero_padded(rows, last_rows.num_rows))
+        with restrict_to_rows(self.layers[-1], last_rows, all_rows, packed_row.num_rows):
+            return self._trunk_states(packed_row)[: len(rows)]
 
     @cached_property
     def layers(self) -> list[nn.Module]:

@@ -80,3 +80,10 @@ class RowLayout:
             counts.append(int(np.count_nonzero(is_left[path])))
             is_left[path] = False
         return counts
+
+
+def zero_padded(values: IntArray, length: int) -> IntArray:
+    """(length,) the values and then zeros. `numpy.pad` does the same and takes ten times as long for a short array."""
+    padded = np.zeros(length, np.int64)
+    padded[: len(values)] = values
+    return padded

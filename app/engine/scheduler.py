@@ -15,7 +15,7 @@ from itertools import count
 from time import perf_counter
 
 from app.engine.batch import Batch
-from app.engine.prefix_tree import TreeSize, num_common_tokens
+from app.engine.prefix_tree import TOKEN_BYTES, TreeSize, num_common_tokens
 from app.engine.sequence import TokenSequence
 
 MIN_SHARED_TOKENS = 16
@@ -264,11 +264,14 @@ class Scheduler:
 
     def _pull_in(self, anchor: Job, index: int, draft: Draft) -> None:
         """Takes the queued neighbours of the anchor by prefix, the nearest first, while the budget lasts."""
-        queue = self._by_prefix[anchor.vocabulary]
+        queue, key = self._by_prefix[anchor.vocabulary], anchor.sequence.key
+        start = key[: MIN_SHARED_TOKENS * TOKEN_BYTES]  # compared first: it takes less time than to count
         after, before = index, index - 1  # what was at `index` has moved up
         while True:
             neighbours = [
-                (num_common_tokens(anchor.sequence.key, queue[i][0]), i) for i in (before, after) if 0 <= i < len(queue)
+                (num_common_tokens(key, queue[i][0]), i)
+                for i in (before, after)
+                if 0 <= i < len(queue) and queue[i][0].startswith(start)
             ]
             if not neighbours:
                 return

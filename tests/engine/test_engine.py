@@ -215,6 +215,17 @@ def test_a_non_finite_score_fails_its_own_request_and_names_the_item() -> None:
     assert scores_of(good) == [4]
 
 
+def test_requests_that_come_together_may_be_truncated_differently() -> None:
+    async def use(engine: Engine[FakeModel]) -> list[Scores | BaseException]:
+        return await settle(
+            engine.score([ids(1)], truncation="left"),
+            engine.score([ids(2)], truncation="right"),
+            engine.score([ids(3)], truncation="left"),
+        )
+
+    assert [scores_of(answer) for answer in with_engine(use)] == [[1], [2], [3]]
+
+
 def test_a_thread_that_dies_leaves_no_future_hanging_and_says_so() -> None:
     async def use(engine: Engine[FakeModel]) -> None:
         answers = await settle(*(engine.score([ids(DIE if i == 5 else i)]) for i in range(10)))

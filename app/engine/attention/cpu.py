@@ -117,13 +117,12 @@ def split_at_blocks(positions: IntArray) -> Iterator[tuple[BlockPart, slice]]:
 
 
 def query_block(part: BlockPart, members: list[tuple[Queries, slice]]) -> QueryBlock:
+    counts = [chosen.stop - chosen.start for _, chosen in members]
+    offsets = np.arange(len(members)) * part.length - part.position
+    kept = np.concatenate([queries.positions[chosen] for queries, chosen in members]) + np.repeat(offsets, counts)
+    rows = np.concatenate([queries.rows[chosen] for queries, chosen in members])
     query_rows = np.zeros(len(members) * part.length, np.int64)
-    kept = []
-    for unit, (queries, chosen) in enumerate(members):
-        places = queries.positions[chosen] + (unit * part.length - part.position)
-        query_rows[places] = queries.rows[chosen]
-        kept.append(places)
-    all_kept = np.concatenate(kept)
+    query_rows[kept] = rows
     path = None
     if len(members) == 1 and len(members[0][0].path) >= part.num_keys:
         # A copy of every prefix of a text would take the square of its length: 62 GB for a million tokens.
@@ -131,8 +130,8 @@ def query_block(part: BlockPart, members: list[tuple[Queries, slice]]) -> QueryB
         key_rows = path[: part.num_keys][None]
     else:
         key_rows = torch.from_numpy(copied_key_rows(part, members))
-    indices, kept_rows, rows = (torch.from_numpy(array) for array in (query_rows, all_kept, query_rows[all_kept]))
-    return QueryBlock(part, indices, key_rows, kept_rows, rows, path)
+    indices, kept_rows, own_rows = map(torch.from_numpy, (query_rows, kept, rows))
+    return QueryBlock(part, indices, key_rows, kept_rows, own_rows, path)
 
 
 def copied_key_rows(part: BlockPart, members: list[tuple[Queries, slice]]) -> IntArray:
@@ -240,8 +239,8 @@ def by_head(states: Tensor, rows: Tensor, units: int, num_heads: int) -> Tensor:
 
 def part_mask(part: BlockPart, first: int, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
     """(length, num_keys - first): the part's rows of its block's mask, for the keys from position `first` on."""
-    mask = block_mask(part.start - first, block_length(part.start), window, dtype, device)
-    return mask[part.position - part.start :][: part.length]
+    mask, begin = block_mask(part.start - first, block_length(part.start), window, dtype, device), part.position - part.start
+    return mask[begin : begin + part.length]
 
 
 _masks: dict[tuple[int, int | None, torch.dtype, torch.device], Tensor] = {}

@@ -2,7 +2,6 @@
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
@@ -11,7 +10,7 @@ from app.engine.attention.backend import AttentionBackend, LayerOptions, LayerSh
 from app.engine.attention.last_layer import KeysCapturedError, LastLayerRows
 from app.engine.devices import upload
 from app.engine.prefix_tree import IntArray
-from app.engine.row_layout import RowLayout
+from app.engine.row_layout import RowLayout, zero_padded
 
 if TYPE_CHECKING:
     from app.engine.attention.pool import CachedKeys
@@ -41,7 +40,7 @@ class PackedRow:
         """The layers that have attended so far."""
 
     def _padded(self, values: IntArray) -> Tensor:
-        return upload(np.pad(values, (0, self.num_rows - len(values))), self.device)[None]
+        return upload(zero_padded(values, self.num_rows), self.device)[None]
 
 
 def tree_attention(

@@ -5,7 +5,6 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from app.engine.attention.cpu import BlockAttention, Queries
 
@@ -34,13 +33,18 @@ def restrict_to_rows(layer: nn.Module, last_rows: LastLayerRows, rows: Tensor, n
     forward = layer.forward
 
     def pick(value: Any) -> Any:
-        is_by_row = isinstance(value, Tensor) and value.ndim > 1 and value.shape[1] == num_rows
-        return value.index_select(1, rows.to(value.device)) if is_by_row else value
+        """The rows of every tensor that has them, in tuples, lists and dicts too."""
+        if isinstance(value, Tensor):
+            is_by_row = value.ndim > 1 and value.shape[1] == num_rows
+            return value.index_select(1, rows.to(value.device)) if is_by_row else value
+        if type(value) in {tuple, list}:
+            return type(value)(map(pick, value))
+        return {name: pick(each) for name, each in value.items()} if type(value) is dict else value
 
     def forward_rows(*args: Any, **options: Any) -> Any:
         with suppress(KeysCapturedError):
             forward(*args, **options, last_rows=last_rows)
-        return forward(*tree_map(pick, args), **tree_map(pick, options), last_rows=last_rows)
+        return forward(*pick(args), **pick(options), last_rows=last_rows)
 
     layer.forward = forward_rows
     try:
