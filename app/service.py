@@ -16,6 +16,7 @@ from app.checkpoints.loading import load_checkpoint
 from app.checkpoints.memory import available_bytes, prefix_cache_bytes
 from app.checkpoints.model_settings import in_words, is_model_name
 from app.checkpoints.sharing import SharedBases, shared_bytes
+from app.engine.cache_test import add_cache
 from app.engine.engine import Engine
 from app.engine.forward_memory import ForwardMemory
 from app.engine.inputs import Input, Truncation
@@ -25,7 +26,7 @@ from app.engine.process import give_back_freed_memory, in_daemon_thread, prepare
 from app.engine.processors import FreeProcessors
 from app.engine.requests import Scores
 from app.engine.reward_model import RewardModel
-from app.engine.self_test import add_cache, sample_input, select_plan
+from app.engine.self_test import sample_input, select_plan
 from app.engine.thread_counts import follow_load, keep_equal_counts
 from app.engine.units import byte_size
 from app.engine.warm_up import DEFAULT_BATCH_TOKENS, warm_up

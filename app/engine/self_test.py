@@ -18,16 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from app.engine.attention.backend import LayerShape
-from app.engine.attention.cpu import BLOCK, STEP, BlockAttention, Queries
-from app.engine.attention.pool import KeyValueCache
 from app.engine.batch import Batch
-from app.engine.devices import is_out_of_memory
 from app.engine.features import begins_at, expected_windows, rope_types
-from app.engine.first_layers import first_layers, states_for_bits
 from app.engine.inputs import Input, PromptResponse, Text, TokenIds
+from app.engine.invariance_test import first_row_multiple, set_row_multiple
 from app.engine.mask_test import mask_fault
-from app.engine.prefix_cache import PAGE_TOKENS, least_prefix_tokens
 from app.engine.reward_model import BACKENDS, ExecutionPlan, RewardModel
 from app.engine.row_layout import RowLayout
 from app.engine.sequence import TokenSequence
@@ -67,7 +62,7 @@ def select_plan(model: RewardModel) -> Tensor:
     failures = []
     for plan in candidates(model):
         model.plan = plan
-        model.row_multiple = ROW_MULTIPLES[0] if may_be_batch_invariant(model) else ROW_MULTIPLES[-1]
+        model.row_multiple = first_row_multiple(model)
         states, fault = states_and_fault(model, batch, expected)
         if states is None or fault is not None:
             failures.append(f"{plan.name}: {fault}")
@@ -226,138 +221,3 @@ def worst_error(states: Tensor, expected: Tensor) -> float:
     wanted = expected.double().cpu()
     errors = (states.double().cpu() - wanted).norm(dim=-1) / wanted.norm(dim=-1).clamp_min(1e-6)
     return float(errors.nan_to_num(nan=math.inf).max())
-
-
-ROW_MULTIPLES = (16, 64)
-"""That rows are padded to: 16 (a vector's length) where matrix products sum every row alike, else 64, more than the few rows
-for which libraries have other kernels."""
-
-
-def set_row_multiple(model: RewardModel, sequences: list[TokenSequence]) -> None:
-    """Pads rows to the smallest multiple that makes scores batch-invariant, else to the largest."""
-    for model.row_multiple in ROW_MULTIPLES:
-        model.plan.batch_invariant = is_batch_invariant(model, sequences)
-        if model.plan.batch_invariant:
-            return
-
-
-def may_be_batch_invariant(model: RewardModel) -> bool:
-    """Batch invariance is only promised for float32 on the CPU's packed path."""
-    return model.plan.path == "packed" and model.device.type == "cpu" and model.dtype == torch.float32
-
-
-def is_batch_invariant(model: RewardModel, sequences: list[TokenSequence]) -> bool:
-    """Whether states are the same to the bit alone on one thread, and in the whole batch and in a part of it on all threads."""
-    if not may_be_batch_invariant(model):
-        return False
-    num_layers = first_layers(model)
-    with model.threads.fixed_at(torch.get_num_threads()):
-        together = states_of(model, sequences, num_layers)
-        reversed_part = states_of(model, sequences[4::-1], num_layers)[::-1]
-    with model.threads.fixed_at(1):
-        alone = [state for sequence in sequences for state in states_of(model, [sequence], num_layers)]
-    is_same = all(map(torch.equal, together, alone)) and all(map(torch.equal, reversed_part, alone[:5]))
-    return is_same and all(is_same_in_parts(model, layer) for layer in dict.fromkeys(model.attended_layers))
-
-
-def is_same_in_parts(model: RewardModel, layer: LayerShape) -> bool:
-    """Whether a layer's queries have the same bits whichever part of their block is computed, on one thread and on all."""
-    generator, path = torch.Generator().manual_seed(0), np.arange(2 * BLOCK)
-    key_heads = layer.num_key_value_heads
-    query, key, value = (
-        torch.randn(1, heads, len(path), dim, generator=generator, dtype=layer.dtype)
-        for heads, dim in (
-            (layer.num_heads, layer.head_dim),
-            (key_heads, layer.head_dim),
-            (key_heads, layer.value_dim),
-        )
-    )
-
-    def attended(first: int, stop: int, num_threads: int) -> Tensor:
-        wanted = Queries(path, path[first:stop], path[first:stop])
-        threads = model.threads
-        with torch.inference_mode(), threads.fixed_at(num_threads), threads.set_for_forward(is_small=False):
-            return BlockAttention(lambda: [wanted]).attend(query, key, value, layer.options)[0, first:stop]
-
-    whole = attended(BLOCK, len(path), 1)
-    return all(
-        torch.equal(attended(first, stop, num_threads), whole[first - BLOCK : stop - BLOCK])
-        for first in range(BLOCK, len(path), STEP)
-        for stop in range(first + STEP, len(path) + 1, STEP)
-        for num_threads in (1, torch.get_num_threads())
-    )
-
-
-def add_cache(
-    model: RewardModel,
-    num_bytes: int,
-    *,
-    test_states: Tensor | None = None,
-    min_prefix_tokens: int | None = None,
-    is_required: bool = False,
-) -> None:
-    """Gives a packed model a prefix cache of at most `num_bytes`, unless cached prefixes would change its states.
-
-    The least length of its prefixes follows from the model's FLOPs per token unless it is given. Its memory is allocated
-    now. `test_states` are those that `select_plan` returned, computed anew where they are not given. `model.cache_reason` says
-    why a model has none. Raises ModelRefusedError where the memory cannot be had and the cache `is_required`.
-    """
-    if model.plan.path != "packed":
-        model.cache_reason = f"the {model.plan.path} path computes whole sequences"
-        return
-    sequences = scorable(model, forked_tree(model))
-    if not sequences:
-        model.cache_reason = "no test sequence has the positions that its head reads"
-        return
-    batch = Batch.of(sequences)
-    expected = model.compute(batch).states if test_states is None else read_states(model, sequences, test_states)
-    cache = KeyValueCache(num_bytes, sum(layer.bytes_per_token for layer in model.attended_layers))
-    if not cache.max_bytes:
-        model.cache_reason = f"{num_bytes} bytes hold no {PAGE_TOKENS} tokens"
-        return
-    model.cache = cache
-    try:
-        model.cache_reason = fault_of_cache(model, cache, batch, expected)
-    except Exception as error:
-        model.cache = None
-        if not is_out_of_memory(error):
-            raise
-        model.cache_reason = (
-            f"{num_bytes / 1e6:.0f} MB for the prefix cache of the {model.name} model cannot be allocated on "
-            f"{model.device}; set REWARD_PREFIX_CACHE_MB lower, or to 0 for none"
-        )
-        if is_required:
-            raise ModelRefusedError(model.cache_reason) from error
-        logger.warning("%s", model.cache_reason)
-    if model.cache_reason is not None:
-        model.cache = None
-    # Not before the test, whose sequences are short.
-    cache.prefixes.min_prefix_tokens = min_prefix_tokens or least_prefix_tokens(model.flops_per_token)
-
-
-def read_states(model: RewardModel, sequences: Sequence[TokenSequence], states: Tensor) -> Tensor:
-    """Those that the head reads among the states of all tokens of the sequences."""
-    starts = np.cumsum([0, *(sequence.num_tokens for sequence in sequences)])
-    rows = [start + model.head.position.of(each) for start, each in zip(starts, sequences, strict=False)]
-    return states[torch.from_numpy(np.concatenate(rows)).to(states.device)]
-
-
-def fault_of_cache(model: RewardModel, cache: KeyValueCache, batch: Batch, expected: Tensor) -> str | None:
-    """Why the model cannot use the cache, which is empty before and after; None where it can."""
-    for part in (batch.part([0, min(5, len(batch) - 1)]), batch):  # the second batch finds what the first one left
-        computed = model.compute(part)
-    cache.prefixes.clear()
-    off = worst_error(computed.states, expected)
-    if not any(computed.num_cached_tokens) or not off <= (0 if model.plan.batch_invariant else TOLERANCE[model.dtype]):
-        return f"with cached prefixes states are off by {off:.2g}"
-    is_cached = np.zeros(batch.tree.num_tokens, np.bool_)
-    is_cached[batch.tree.paths[0][:-1]] = True  # the trunk, on which most other paths lie
-    layout = RowLayout.of(batch.tree, is_cached, [path[-1:] for path in batch.tree.paths])
-    fault = fault_of_mask(model, layout)
-    return None if fault is None else f"with cached prefixes {fault}"
-
-
-def states_of(model: RewardModel, sequences: list[TokenSequence], num_layers: int) -> list[Tensor]:
-    """(tokens, hidden) of each sequence, as `states_for_bits`."""
-    states = states_for_bits(model, Batch.of(sequences, [True] * len(sequences)), num_layers)
-    return list(torch.split(states, [sequence.num_tokens for sequence in sequences]))

@@ -14,10 +14,11 @@ import torch
 from app.engine.attention.block_mask import BLOCK
 from app.engine.attention.cuda import FlexBackend, num_graphs, row_rung
 from app.engine.batch import Batch
+from app.engine.cache_test import add_cache
 from app.engine.prefix_tree import PrefixTree, encode_key
 from app.engine.reward_model import RewardModel
 from app.engine.row_layout import RowLayout
-from app.engine.self_test import add_cache, select_plan
+from app.engine.self_test import select_plan
 from app.engine.sequence import TokenSequence
 from app.engine.warm_up import peak_bytes
 from benchmarks.gpu.machine import Watch, about, parse_device

@@ -25,10 +25,11 @@ import torch
 from app.checkpoints.memory import available_bytes, prefix_cache_bytes
 from app.engine.attention.cuda import num_graphs
 from app.engine.batch import Batch
+from app.engine.cache_test import add_cache
 from app.engine.engine import Engine
 from app.engine.inputs import Input, TokenIds
 from app.engine.reward_model import ExecutionPlan, RewardModel
-from app.engine.self_test import add_cache, select_plan
+from app.engine.self_test import select_plan
 from app.engine.sequence import TokenSequence
 from app.engine.warm_up import peak_bytes, warm_up
 from benchmarks.gpu.machine import Watch, about, parse_device, synchronize

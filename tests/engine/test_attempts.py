@@ -16,6 +16,7 @@ import torch
 from app.engine import threads
 from app.engine.attempts import Attempt, SteppedModel
 from app.engine.batch import Batch
+from app.engine.cache_test import add_cache
 from app.engine.engine import Engine
 from app.engine.forward import Computed, Prepared
 from app.engine.inputs import Input, TokenIds
@@ -23,7 +24,6 @@ from app.engine.prefix_cache import MIN_PREFIX_TOKENS, PrefixCache
 from app.engine.requests import Scores
 from app.engine.reward_model import RewardModel
 from app.engine.scheduler import ScheduledBatch, Scheduler
-from app.engine.self_test import add_cache
 from app.engine.sequence import Scored, TokenSequence
 from app.errors import InferenceFailedError
 from tests.engine.loaded import load, token_ids

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from app.engine.attention import cpu
 from app.engine.attention.cuda import FlexBackend
 from app.engine.batch import Batch
+from app.engine.cache_test import add_cache
 from app.engine.prefix_cache import MIN_PREFIX_TOKENS
 from app.engine.reward_model import BACKENDS, ExecutionPlan, RewardModel
-from app.engine.self_test import add_cache
 from app.engine.sequence import Scored, TokenSequence
 from tests.engine.loaded import forests, load, token_ids
 from tests.models import CAUSAL

@@ -11,10 +11,10 @@ from app.checkpoints import memory
 from app.engine import paused_caches
 from app.engine.attention.pool import KeyValuePool
 from app.engine.batch import Batch
+from app.engine.cache_test import add_cache
 from app.engine.paused_caches import PausedCaches
 from app.engine.prefix_cache import MIN_PREFIX_TOKENS
 from app.engine.reward_model import RewardModel
-from app.engine.self_test import add_cache
 from app.engine.sequence import TokenSequence
 from app.engine.warm_up import largest_batch, warm_up
 from app.errors import ModelRefusedError

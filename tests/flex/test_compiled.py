@@ -21,11 +21,12 @@ from app.engine.attention.block_mask import KeyBlocks, TreeIntervals
 from app.engine.attention.cpu import BlockBackend
 from app.engine.attention.cuda import FlexBackend, compiled_flex, row_rung
 from app.engine.batch import Batch
+from app.engine.cache_test import add_cache
 from app.engine.prefix_cache import MIN_PREFIX_TOKENS
 from app.engine.prefix_tree import PrefixTree, encode_key
 from app.engine.reward_model import ExecutionPlan, RewardModel
 from app.engine.row_layout import RowLayout
-from app.engine.self_test import add_cache, select_plan
+from app.engine.self_test import select_plan
 from app.engine.sequence import TokenSequence
 from tests.engine.loaded import load, load_from, token_ids
 from tests.models import make_model

@@ -239,7 +239,10 @@ def by_head(states: Tensor, rows: Tensor, units: int, num_heads: int) -> Tensor:
 
 def part_mask(part: BlockPart, first: int, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
     """(length, num_keys - first): the part's rows of its block's mask, for the keys from position `first` on."""
-    mask, begin = block_mask(part.start - first, block_length(part.start), window, dtype, device), part.position - part.start
+    mask, begin = (
+        block_mask(part.start - first, block_length(part.start), window, dtype, device),
+        part.position - part.start,
+    )
     return mask[begin : begin + part.length]
 
 
