@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from app.engine import reward_model
+from app.engine import packed
 from app.engine.attention import last_layer
 from app.engine.attention.backend import LayerOptions
 from app.engine.attention.cpu import Queries, by_head, by_token, own_queries
@@ -121,7 +121,7 @@ class PlainBackend:
 
 
 def remove_invariance() -> None:
-    reward_model.BACKENDS["blocks"] = PlainBackend()
+    packed.BACKENDS["blocks"] = PlainBackend()
     last_layer.BlockAttention = PlainAttention  # type: ignore[assignment, attr-defined]
 
 

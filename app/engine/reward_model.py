@@ -9,43 +9,34 @@ nothing of queues, threads and text.
 """
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from app.engine.attention.backend import AttentionBackend, LayerShape
-from app.engine.attention.cpu import BlockBackend, Queries, padded_length
-from app.engine.attention.cuda import FlexBackend
-from app.engine.attention.interface import IMPLEMENTATION, PackedRow
-from app.engine.attention.last_layer import LastLayerRows, restrict_to_rows
 from app.engine.batch import Batch
 from app.engine.checkpoint import Checkpoint
-from app.engine.devices import upload
-from app.engine.forward import Computed, Lease, Prepared, releasing
+from app.engine.forward import Computed, Prepared, releasing
 from app.engine.forward_memory import ForwardMemory, matrices_of
 from app.engine.head import NoPositionError
 from app.engine.num_threads import ForwardThreads
+from app.engine.packed import BackendName, packed_states, prepare_packed
 from app.engine.padded import padded_states, single_states, token_types
 from app.engine.prefix_tree import IntArray
-from app.engine.row_layout import RowLayout, zero_padded
 from app.engine.sequence import Scored, Steps, TokenSequence
 from app.engine.tokenization import Tokenization
 from app.engine.transformers_internals import attention_implementation
 
 if TYPE_CHECKING:
+    from app.engine.attention.backend import LayerShape
     from app.engine.attention.pool import KeyValueCache
 
 logger = logging.getLogger(__name__)
 
 Path = Literal["packed", "padded", "single"]
-BackendName = Literal["blocks", "flex"]
-BACKENDS: dict[BackendName, AttentionBackend] = {"blocks": BlockBackend(), "flex": FlexBackend()}
 SMALL_FORWARD_FLOPS = 5e8
 """A forward with fewer FLOPs (a few milliseconds) runs on one thread. On several, every operation would wait for a core that
 the event loop, the tokenizer or a client on the same machine is using."""
@@ -126,16 +117,8 @@ class RewardModel:
         positions = self.all_positions(batch)
         if self.plan.path != "packed":
             return Prepared(batch, positions)
-        cache = self._cache_for(batch)
         with torch.inference_mode():
-            if cache is None:
-                return self._prepare_rows(batch, positions, RowLayout(batch.tree), None)
-            lease = Lease(cache, cache.reserve(batch))
-            with releasing(lease):
-                if not any(lease.reservation.num_cached_tokens):
-                    return self._prepare_rows(batch, positions, RowLayout(batch.tree), lease)
-                layout = RowLayout.of(batch.tree, lease.reservation.slots >= 0, wanted_rows(batch, positions))
-                return self._prepare_rows(batch, positions, layout, lease)
+            return prepare_packed(self, batch, positions, self._cache_for(batch))
 
     def launch(self, prepared: Prepared) -> Computed:
         """The forward. On a GPU it may still run when this returns. Raises what torch raises; then nothing is kept."""
@@ -144,7 +127,7 @@ class RewardModel:
         with releasing(prepared.lease), torch.inference_mode(), self.threads.set_for_forward(is_small=is_small):
             match self.plan.path:
                 case "packed":
-                    return self._packed_states(prepared)
+                    return packed_states(self, prepared)
                 case "padded":
                     return padded_states(self, batch)
                 case "single":
@@ -291,63 +274,6 @@ class RewardModel:
             for sequence, all_tokens in zip(batch.sequences, batch.token_scores, strict=True)
         ]
 
-    # -- packed -----------------------------------------------------------------------------------------------------
-
-    def _prepare_rows(
-        self, batch: Batch, positions: Sequence[IntArray], layout: RowLayout, lease: Lease | None
-    ) -> Prepared:
-        packed_row = PackedRow(layout, self.device, BACKENDS[self.plan.backend], row_multiple=self.row_multiple)
-        windows = {layer.options.window for layer in self.attended_layers if layer.device == self.device}
-        packed_row.attention.upload(self.device, windows)
-        if lease is not None:
-            counts = (packed_row.num_rows, packed_row.num_keys)
-            packed_row.cached_keys = lease.cache.cached_keys(lease.reservation, layout, *counts)
-            packed_row.cached_keys.upload(self.device)
-        rows = layout.packed_rows(np.concatenate(wanted_rows(batch, positions)))
-        return Prepared(batch, positions, packed_row, rows, lease)
-
-    def _packed_states(self, prepared: Prepared) -> Computed:
-        packed_row, rows, batch = prepared.packed_row, prepared.rows, prepared.batch
-        assert packed_row is not None
-        assert rows is not None
-        self.use_attention(IMPLEMENTATION)
-        if self.plan.skips_last_layer:
-            states = self._last_states(packed_row, prepared.positions, rows)
-        else:
-            states = self._trunk_states(packed_row)
-            states = states[upload(rows, states.device)]  # of the last layer
-        self.attended_layers = packed_row.layers
-        num_cached = prepared.lease.reservation.num_cached_tokens if prepared.lease is not None else [0] * len(batch)
-        is_whole = packed_row.layout.is_computed is None and not any(num_cached)
-        num_computed = batch.num_new_tokens if is_whole else packed_row.layout.num_computed_by()
-        return Computed(states, num_computed, num_cached)
-
-    def _trunk_states(self, packed_row: PackedRow) -> Tensor:
-        """(rows, hidden)"""
-        out = self.trunk(
-            input_ids=packed_row.input_ids,
-            position_ids=packed_row.position_ids,
-            use_cache=False,
-            packed_row=packed_row,
-        )
-        if not packed_row.layers:
-            raise RuntimeError(f"{type(self.trunk).__name__} does not use the attention interface")
-        return out.last_hidden_state[0]  # type: ignore[no-any-return]
-
-    def _last_states(self, packed_row: PackedRow, positions: Sequence[IntArray], rows: IntArray) -> Tensor:
-        """(n, hidden): the states at the wanted positions, all the last layer computes besides keys and values."""
-        bounds = [0, *accumulate(map(len, positions))]
-        own_rows = np.arange(len(rows))
-        layout = packed_row.layout
-        wanted = [
-            Queries(layout.key_rows(path, packed_row.num_rows), chosen, own_rows[start:stop])
-            for path, chosen, (start, stop) in zip(layout.tree.paths, positions, pairwise(bounds), strict=True)
-        ]
-        last_rows = LastLayerRows(wanted, padded_length(len(rows), self.row_multiple))
-        all_rows = torch.from_numpy(zero_padded(rows, last_rows.num_rows))
-        with restrict_to_rows(self.layers[-1], last_rows, all_rows, packed_row.num_rows):
-            return self._trunk_states(packed_row)[: len(rows)]
-
     @cached_property
     def layers(self) -> list[nn.Module]:
         """The layers of the trunk in order: its longest list of modules."""
@@ -359,8 +285,3 @@ class RewardModel:
         if implementation != self._attention:
             self.net.set_attn_implementation(implementation)
             self._attention = implementation
-
-
-def wanted_rows(batch: Batch, positions: Sequence[IntArray]) -> list[IntArray]:
-    """Per sequence, the tree rows of the positions."""
-    return [path[chosen] for path, chosen in zip(batch.tree.paths, positions, strict=True)]

@@ -23,7 +23,8 @@ from app.engine.features import begins_at, expected_windows, rope_types
 from app.engine.inputs import Input, PromptResponse, Text, TokenIds
 from app.engine.invariance_test import first_row_multiple, set_row_multiple
 from app.engine.mask_test import mask_fault
-from app.engine.reward_model import BACKENDS, ExecutionPlan, RewardModel
+from app.engine.packed import BACKENDS
+from app.engine.reward_model import ExecutionPlan, RewardModel
 from app.engine.row_layout import RowLayout
 from app.engine.sequence import TokenSequence
 from app.errors import ModelRefusedError, one_line

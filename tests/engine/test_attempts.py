@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from app.engine import threads
+from app.engine import packed, threads
 from app.engine.attempts import Attempt, SteppedModel
 from app.engine.batch import Batch
 from app.engine.cache_test import add_cache
@@ -183,17 +183,17 @@ def test_a_thread_that_dies_in_a_forward_leaves_nothing_in_the_cache(
     model: RewardModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither of the batch that it computed nor of the one that it had prepared."""
-    exact = RewardModel._trunk_states
+    exact = packed.trunk_states
     calls: list[int] = []
 
-    def dying(self: RewardModel, *args: Any) -> Any:
+    def dying(*args: Any) -> Any:
         calls.append(1)
         if len(calls) == 2:
-            exact(self, *args)  # every layer has written to the pool
+            exact(*args)  # every layer has written to the pool
             raise SystemExit
-        return exact(self, *args)
+        return exact(*args)
 
-    monkeypatch.setattr(RewardModel, "_trunk_states", dying)
+    monkeypatch.setattr(packed, "trunk_states", dying)
     answers = run([model], traffic())
     failed = [each for each in answers if not isinstance(each, Scores)]
     assert all(isinstance(each, InferenceFailedError) for each in failed)

@@ -13,8 +13,9 @@ from app.engine.attention import cpu
 from app.engine.attention.cuda import FlexBackend
 from app.engine.batch import Batch
 from app.engine.cache_test import add_cache
+from app.engine.packed import BACKENDS
 from app.engine.prefix_cache import MIN_PREFIX_TOKENS
-from app.engine.reward_model import BACKENDS, ExecutionPlan, RewardModel
+from app.engine.reward_model import ExecutionPlan, RewardModel
 from app.engine.sequence import Scored, TokenSequence
 from tests.engine.loaded import forests, load, token_ids
 from tests.models import CAUSAL

@@ -14,8 +14,9 @@ from app.engine.attention.block_mask import TreeIntervals
 from app.engine.attention.cuda import FlexAttention, FlexBackend, row_rung
 from app.engine.batch import Batch
 from app.engine.cache_test import add_cache
+from app.engine.packed import BACKENDS
 from app.engine.prefix_cache import MIN_PREFIX_TOKENS
-from app.engine.reward_model import BACKENDS, RewardModel
+from app.engine.reward_model import RewardModel
 from app.engine.row_layout import RowLayout
 from app.engine.self_test import forked_tree, select_plan
 from tests.engine.loaded import load_from

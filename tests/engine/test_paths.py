@@ -5,14 +5,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from torch import Tensor
 
+from app.engine import packed
 from app.engine.attention import cpu
 from app.engine.attention.cuda import FlexBackend
 from app.engine.batch import Batch
-from app.engine.reward_model import BACKENDS, ExecutionPlan, RewardModel
+from app.engine.packed import BACKENDS
+from app.engine.reward_model import ExecutionPlan
 from app.engine.self_test import select_plan
 from app.engine.sequence import TokenSequence
 from tests.engine.loaded import forests, load, token_ids
@@ -90,12 +91,8 @@ def test_a_path_that_disagrees_is_not_taken(tmp_path: Path, monkeypatch: pytest.
     """The self-test itself: what is off by a hundredth is found out by the scores alone."""
     model = load(tmp_path, "mistral")
     assert model.plan.path == "packed"
-    exact = RewardModel._last_states
-
-    def shifted(self: RewardModel, *args: Any) -> torch.Tensor:
-        return exact(self, *args) + 0.01
-
-    monkeypatch.setattr(RewardModel, "_last_states", shifted)
+    exact = packed.last_states
+    monkeypatch.setattr(packed, "last_states", lambda *args: exact(*args) + 0.01)
     select_plan(model)
     assert model.plan.path == "packed"
     assert not model.plan.skips_last_layer
