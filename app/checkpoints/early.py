@@ -23,7 +23,7 @@ from app.checkpoints.checks import (
 )
 from app.checkpoints.declaration import DECLARATION_NAME, Declaration, Declared, read_declarations
 from app.checkpoints.files import Shape, read_json, shapes_of, weight_files
-from app.checkpoints.heads import add_family, check_all_explained, check_chosen, check_head_is_known, head_layers
+from app.checkpoints.heads import check_all_explained, check_chosen, declared_parts, head_layers
 from app.checkpoints.layers import LayerFaults, compare_layers
 from app.checkpoints.layout import Layout, TrunkNames, layout_of, tensors_of
 from app.settings import HUB_PREFIX
@@ -88,14 +88,8 @@ def check_parts(
     source: str, config: Mapping[str, Any], declarations: Origins, trunk: TrunkNames, layout: Layout
 ) -> None:
     """As loading finds a trunk's head, and a plain classifier's rules."""
-    declared = Declared()
-    explained: set[str] = set()
-    if not any(declaration.head is not None for declaration, _ in declarations):
-        explained = add_family(source, config, declared, trunk, layout, {})
-    for declaration, origin in declarations:
-        declared.add(declaration, origin)
+    declared, explained = declared_parts(source, config, declarations, trunk, layout, {})
     if declared.head is None:
-        check_head_is_known(source, config, layout, trunk.hidden_size)
         check_classifier(source, config, declared, trunk, layout)
         return
     shapes = layout.head_shapes

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from app.checkpoints.architecture import architecture_of, is_classifier
@@ -21,6 +21,30 @@ from app.errors import ModelRefusedError, UndeclaredHeadError
 
 OTHER_HEADS = re.compile(r"(v_head|value_head|regression_head|score_head|reward_head|score\.\d+)\.")
 """Heads that no classifier of transformers has: its name in config.json is then not the truth."""
+
+
+def declared_parts(
+    source: str,
+    raw_config: Mapping[str, Any],
+    declarations: Sequence[tuple[Declaration, str]],
+    trunk: TrunkNames | None,
+    layout: Layout | None,
+    num_values: Mapping[str, float],
+) -> tuple[Declared, set[str]]:
+    """What is declared, over what the family declares where nobody declares a head, and the tensors that the family explains.
+
+    Raises ModelRefusedError where there is a head that neither declares.
+    """
+    declared = Declared()
+    explained: set[str] = set()
+    has_declared_head = any(declaration.head is not None for declaration, _ in declarations)
+    if trunk is not None and layout is not None and not has_declared_head:
+        explained = add_family(source, raw_config, declared, trunk, layout, num_values)
+    for declaration, origin in declarations:
+        declared.add(declaration, origin)
+    if trunk is not None and layout is not None and declared.head is None:
+        check_head_is_known(source, raw_config, layout, trunk.hidden_size)
+    return declared, explained
 
 
 def check_head_is_known(source: str, raw_config: Mapping[str, Any], layout: Layout, size: int) -> None:

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoModel, PreTrainedModel
 
 from app.checkpoints.declaration import Declaration, Declared
-from app.checkpoints.heads import add_family, check_head_is_known
+from app.checkpoints.heads import declared_parts
 from app.checkpoints.layout import Layout, TrunkNames, layout_of
 from app.checkpoints.recipe import Recipe, RecipeMaker
 from app.checkpoints.saved import Saved
@@ -33,19 +33,12 @@ def parts_of(
 
     Raises ModelRefusedError.
     """
-    declared = Declared()
-    has_declared_head = any(declaration.head is not None for declaration, _ in declarations)
     empty = empty_trunk(saved)
     trunk = trunk_names(empty) if empty is not None else None
     layout = layout_of(source, saved.weights, trunk) if trunk is not None else None
-    explained: set[str] = set()
-    if trunk is not None and layout is not None and not has_declared_head:
-        explained = add_family(source, saved.raw_config, declared, trunk, layout, numbers_in(layout))
-    for declaration, origin in declarations:
-        declared.add(declaration, origin)
+    numbers = numbers_in(layout) if layout is not None else {}
+    declared, explained = declared_parts(source, saved.raw_config, declarations, trunk, layout, numbers)
     if declared.head is None:
-        if trunk is not None and layout is not None:
-            check_head_is_known(source, saved.raw_config, layout, trunk.hidden_size)
         return declared
     if empty is None or trunk is None or layout is None:
         raise ModelRefusedError(
