@@ -37,7 +37,7 @@ class Batch:
         """Built when it is first asked for, and once."""
         return PrefixTree.of([sequence.key for sequence in self.sequences])
 
-    @property
+    @cached_property
     def num_tokens(self) -> int:
         """Tokens of all sequences, none counted as shared."""
         return sum(sequence.num_tokens for sequence in self.sequences)

@@ -112,7 +112,7 @@ def takes_steps(device: torch.device) -> bool:
 
 def num_cached_tokens(models: Mapping[str, Model], job: Job) -> int:
     """The first tokens of a job that none of its models needs to compute."""
-    return min(models[name].num_cached_tokens(job.sequence, token_scores=job.token_scores) for name in job.models)
+    return min([models[name].num_cached_tokens(job.sequence, token_scores=job.token_scores) for name in job.models])
 
 
 def forward_of(model: str, started: float, outcomes: list[Outcome]) -> Forward:

@@ -134,12 +134,12 @@ class Tokenization:
         closing = self._closing(body, whole.trailing)
         ids, is_cut = self._cut(item, body, leading, closing, truncation, whole)
         check_ids(item, ids, self.vocab_size)
-        num_prompt = 0
-        if self._finds_response:
-            num_tokens = len(ids) - len(closing)
-            if is_cut and truncation == "right":
-                num_tokens = len(leading) + len(body.first(1 << 62))
-            num_prompt = num_tokens - self._num_response_tokens_of(item, whole, body, leading)
+        if not self._finds_response:
+            return TokenSequence.of(ids, truncated=is_cut)
+        num_tokens = len(ids) - len(closing)
+        if is_cut and truncation == "right":
+            num_tokens = len(leading) + len(body.first(1 << 62))
+        num_prompt = num_tokens - self._num_response_tokens_of(item, whole, body, leading)
         return TokenSequence.of(ids, truncated=is_cut, num_prompt_tokens=min(max(num_prompt, 0), len(ids)))
 
     def _from_steps(

@@ -8,7 +8,7 @@ self-test at start shows. Equal parts of blocks at one position run as one call.
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -111,9 +111,15 @@ def split_at_blocks(positions: IntArray) -> Iterator[tuple[BlockPart, slice]]:
         if last >= end:
             stop = int(np.searchsorted(positions, end))
             reached = int(positions[stop - 1])
-        first = first // STEP * STEP
-        yield BlockPart(start, first, padded_length(reached + 1 - first, STEP)), slice(done, stop)
+        yield part_with(start, first, reached), slice(done, stop)
         done = stop
+
+
+@lru_cache(maxsize=4096)
+def part_with(start: int, first: int, last: int) -> BlockPart:
+    """The part with the positions `first` to `last` of the block that begins at `start`, in whole steps."""
+    position = first // STEP * STEP
+    return BlockPart(start, position, padded_length(last + 1 - position, STEP))
 
 
 def query_block(part: BlockPart, members: list[tuple[Queries, slice]]) -> QueryBlock:
