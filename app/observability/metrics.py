@@ -6,10 +6,10 @@ known in advance starts at 0, so `rate()` sees its first event too.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Literal, Protocol, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, Protocol
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, Metric, disable_created_metrics
+from prometheus_client import CollectorRegistry, Counter, Metric, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.gc_collector import GCCollector
@@ -32,7 +32,6 @@ SEQUENCES = tuple(float(1 << n) for n in range(11))
 SCORES = (-10.0, -8.0, -6.0, -5.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
 
 ReloadOutcome = Literal["swapped", "refused"]
-Labelled = TypeVar("Labelled", Counter, Histogram)
 RELOAD_OUTCOMES: tuple[ReloadOutcome, ...] = ("swapped", "refused")
 
 
@@ -54,7 +53,7 @@ class Metrics:
         disable_created_metrics()  # type: ignore[no-untyped-call] # of the whole process; a `_created` series per series doubles what is stored
         self._safety_threshold = safety_threshold
         self.registry = CollectorRegistry()
-        self._series: dict[tuple[Counter | Histogram, tuple[str | int, ...]], Any] = {}
+        self._series: dict[tuple[Counter, tuple[str | int, ...]], Counter] = {}
         self._create_request_metrics()
         self._create_batch_metrics()
         self._create_model_metrics()
@@ -65,8 +64,8 @@ class Metrics:
     def _counter(self, name: str, help_text: str, *labels: str) -> Counter:
         return Counter(f"reward_{name}", help_text, labels, registry=self.registry)
 
-    def _histogram(self, name: str, help_text: str, buckets: Iterable[float], *labels: str) -> Histogram:
-        return Histogram(f"reward_{name}", help_text, labels, registry=self.registry, buckets=tuple(buckets))
+    def _histogram(self, name: str, help_text: str, buckets: Sequence[float], *labels: str) -> BulkHistogram:
+        return BulkHistogram(f"reward_{name}", help_text, buckets, *labels, registry=self.registry)
 
     def _create_request_metrics(self) -> None:
         self._requests = self._counter("requests", "HTTP requests answered", "route", "status")
@@ -86,9 +85,7 @@ class Metrics:
 
     def _create_batch_metrics(self) -> None:
         self._busy_seconds = self._counter("busy_seconds", "Seconds in which a device computed batches", "device")
-        self._queue_seconds = BulkHistogram(
-            "reward_queue_seconds", "Seconds that a sequence waited in the queue", SECONDS, registry=self.registry
-        )
+        self._queue_seconds = self._histogram("queue_seconds", "Seconds that a sequence waited in the queue", SECONDS)
         self._batch_sequences = self._histogram("batch_sequences", "Sequences per batch", SEQUENCES)
         self._batch_tokens = self._histogram("batch_tokens", "Tokens per batch, before sharing prefixes", TOKENS)
         self._batch_computed_tokens = self._histogram(
@@ -112,13 +109,13 @@ class Metrics:
         self._forward_seconds = self._histogram(
             "forward_seconds", "Seconds per forward pass of a batch", SECONDS, "model"
         )
-        self._scores = BulkHistogram("reward_score", "Raw scores", SCORES, "model", registry=self.registry)
+        self._scores = self._histogram("score", "Raw scores", SCORES, "model")
 
-    def _of(self, metric: Labelled, *labels: str | int) -> Labelled:
-        """`metric.labels(*labels)`, which takes a lock and a microsecond, looked up once per series."""
-        found: Labelled | None = self._series.get((metric, labels))
+    def _of(self, counter: Counter, *labels: str | int) -> Counter:
+        """`counter.labels(*labels)`, which takes a lock and a microsecond, looked up once per series."""
+        found = self._series.get((counter, labels))
         if found is None:
-            found = self._series[metric, labels] = metric.labels(*labels)
+            found = self._series[counter, labels] = counter.labels(*labels)
         return found
 
     def exposition(self, accept: str) -> tuple[bytes, str]:
@@ -131,7 +128,7 @@ class Metrics:
     def request_answered(self, route: str, status: int, code: str | None, seconds: float) -> None:
         """Counts one response. `route` is one of the app's own paths, `code` the error's code if it is an error."""
         self._of(self._requests, route, status).inc()
-        self._of(self._request_seconds, route).observe(seconds)
+        self._request_seconds.observe((seconds,), route)
         if code is not None:
             self._of(self._rejected, code).inc()
 
@@ -152,16 +149,16 @@ class Metrics:
                 self._nonfinite,
             ):
                 self._of(by_model, model)
-            self._of(self._forward_seconds, model)
+            self._forward_seconds.observe((), model)
             self._scores.observe((), model)
         for device in engine.devices:
             self._of(self._busy_seconds, str(device))
         engine.events.listener = self
 
     def batch_scored(self, event: BatchScored) -> None:
-        self._batch_sequences.observe(event.num_sequences)
-        self._batch_tokens.observe(event.num_tokens)
-        self._batch_computed_tokens.observe(event.num_computed_tokens)
+        self._batch_sequences.observe((event.num_sequences,))
+        self._batch_tokens.observe((event.num_tokens,))
+        self._batch_computed_tokens.observe((event.num_computed_tokens,))
         self._queue_seconds.observe(event.queue_seconds)
         self._of(self._busy_seconds, event.device).inc(event.seconds)
         for forward in event.forwards:
@@ -176,7 +173,7 @@ class Metrics:
         self._of(self._truncated, model).inc(forward.num_truncated)
         self._of(self._scored, model).inc(len(finite))
         self._of(self._nonfinite, model).inc(len(forward.scores) - len(finite))
-        self._of(self._forward_seconds, model).observe(forward.seconds)
+        self._forward_seconds.observe((forward.seconds,), model)
         self._scores.observe(finite, model)
         if model == "safety":
             self._below_threshold.inc(
