@@ -159,10 +159,7 @@ class Engine(Generic[M]):
 
     def _submit_new(self) -> None:
         new, self._new = self._new, []
-        if self.is_alive:  # asked once for all of them: to ask every thread costs microseconds
-            self._tokenizer.submit(new)
-        else:
-            fail_all(new, InferenceFailedError(DEAD))
+        self._tokenizer.submit(new)
 
     def _discard(self, request: Request) -> None:
         """Takes it out of every queue, with all others that leave in this turn of the event loop."""

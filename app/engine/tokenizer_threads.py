@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Collection
 from typing import Generic, TypeVar
 
-from app.errors import one_line
+from app.errors import InferenceFailedError, one_line
 
 logger = logging.getLogger(__name__)
 R = TypeVar("R")
@@ -31,10 +31,14 @@ class Lane(Generic[R]):
     def num_waiting(self) -> int:
         return len(self._requests)
 
-    def put(self, requests: list[R]) -> None:
+    def put(self, requests: list[R]) -> bool:
+        """False, and nothing put, once the lane is stopped."""
         with self._changed:
+            if self._is_stopped:
+                return False
             self._requests.extend(requests)
             self._changed.notify(len(requests))
+            return True
 
     def take(self) -> list[R]:
         """The oldest requests, up to `max_taken`; waits for the first. None of them once the lane is stopped."""
@@ -57,7 +61,10 @@ class Lane(Generic[R]):
 
 
 class TokenizerThread(threading.Thread, Generic[R]):
-    """Calls `tokenize` with what its lane has; ends after the call that it is in when the lane is stopped."""
+    """Calls `tokenize` with what its lane has; ends after the call that it is in when the lane is stopped.
+
+    However it ends, the lane takes no more requests then.
+    """
 
     def __init__(self, name: str, lane: Lane[R], tokenize: Callable[[list[R]], None]) -> None:
         super().__init__(name=name, daemon=True)
@@ -68,8 +75,11 @@ class TokenizerThread(threading.Thread, Generic[R]):
         self._lane.stop()
 
     def run(self) -> None:
-        while requests := self._lane.take():
-            self._tokenize(requests)
+        try:
+            while requests := self._lane.take():
+                self._tokenize(requests)
+        finally:
+            self._lane.stop()
 
 
 class TokenizerThreads(Generic[R]):
@@ -77,7 +87,7 @@ class TokenizerThreads(Generic[R]):
 
     `tokenize` handles the next inputs of each request and returns the requests that are not finished. It gets all requests
     whose next input is short in one call, and a request whose next input `is_long` alone. `fail` gets the requests that it
-    raised for.
+    raised for, and those that no thread will take any more.
     """
 
     def __init__(
@@ -101,10 +111,13 @@ class TokenizerThreads(Generic[R]):
         return self._short.num_waiting + self._long.num_waiting
 
     def submit(self, requests: list[R]) -> None:
-        is_long = [self._is_long(request) for request in requests]
-        for lane, belongs in ((self._short, False), (self._long, True)):
-            if own := [request for request, long in zip(requests, is_long, strict=True) if long is belongs]:
-                lane.put(own)
+        short: list[R] = []
+        long: list[R] = []
+        for request in requests:
+            (long if self._is_long(request) else short).append(request)
+        for lane, own in ((self._short, short), (self._long, long)):
+            if own and not lane.put(own):
+                self._fail(own, InferenceFailedError("a tokenizer thread has died; the service must be restarted"))
 
     def discard(self, requests: Collection[R]) -> None:
         """Forgets those of the requests that still wait for a thread."""

@@ -8,6 +8,7 @@ import pytest
 
 from app.engine.encoder import LARGE_CHARS, TextEncoder, Turns
 from app.engine.tokenizer_threads import NUM_LONG_THREADS, TokenizerThreads
+from app.errors import InferenceFailedError
 from tests.models import make_tokenizer
 
 WAIT_SECONDS = 30
@@ -152,3 +153,14 @@ def test_chunks_take_turns_and_a_large_one_holds_up_no_other(monkeypatch: pytest
     assert encoder.encode_in_turn("a lock") == encode("a lock")
     large_may_end.set()
     large.join(WAIT_SECONDS)
+
+
+def test_requests_that_no_thread_will_take_any_more_fail() -> None:
+    failed: list[tuple[list[str], Exception]] = []
+    threads: TokenizerThreads[str] = TokenizerThreads(lambda _: [], lambda *given: failed.append(given), is_long)
+    with running(threads):
+        pass
+    threads.submit(["short", "long"])
+    assert [requests for requests, _ in failed] == [["short"], ["long"]]
+    assert all(isinstance(error, InferenceFailedError) for _, error in failed)
+    assert threads.num_waiting == 0
