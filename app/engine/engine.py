@@ -186,9 +186,8 @@ class Engine(Generic[M]):
         num_waiting += sum(device.scheduler.num_waiting_requests for device in self.devices.values())
         if num_waiting >= self.max_waiting_requests:
             raise OverloadedError(f"{num_waiting} requests wait for room in the queue; retry later")
-        for name in models:
-            if token_scores and not self.models[name].is_causal:
-                raise InvalidInputError(f"token_scores needs a causal model, and the {name} model is none")
+        if token_scores and (others := [name for name in models if not self.models[name].is_causal]):
+            raise InvalidInputError(f"token_scores needs a causal model, and the {others[0]} model is none")
         if len({self._vocabularies[name] for name in models}) > 1:
             for item in inputs:
                 if isinstance(item.form, TokenIds):

@@ -190,7 +190,7 @@ class Connection(HttpToolsProtocol):
             return
         framing = [
             name + b": " + value + b"\r\n"
-            for name, value in self.headers
+            for name, value in self.scope["headers"]
             if name in {b"content-length", b"transfer-encoding"}
         ]
         self.parser = httptools.HttpRequestParser(self)
@@ -198,14 +198,6 @@ class Connection(HttpToolsProtocol):
         self._parse(b"POST / HTTP/1.1\r\n" + b"".join(framing) + b"\r\n")
         if not self.transport.is_closing() and rest:
             self._parse(rest)
-
-    def on_url(self, url: bytes) -> None:
-        if not self._is_resuming:
-            super().on_url(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self._in_head and not self._is_resuming:  # what comes after the body is no header (RFC 9110, 6.5.1)
-            super().on_header(name, value)
 
     def on_message_begin(self) -> None:
         if self._is_resuming:
@@ -227,6 +219,7 @@ class Connection(HttpToolsProtocol):
         else:
             self.url = origin_form(self.url)
             super().on_headers_complete()
+            self.headers = []  # what comes after the body is no header (RFC 9110, 6.5.1)
             self._keep_alive = self.cycle.keep_alive
             if self.expect_100_continue:  # until its body comes: a client that is refused may leave the body out
                 self.cycle.keep_alive = False

@@ -59,8 +59,7 @@ class LogQueue(QueueHandler):
         """
         if record.args:
             record.msg, record.args = record.getMessage(), None
-        context = current_request()
-        if context is not None and not hasattr(record, "fields"):
+        if not hasattr(record, "fields") and (context := current_request()) is not None:
             record.fields = {"request_id": context.request_id}
         return record
 
