@@ -1,1 +1,1 @@
-"""Trains a reward model on preference pairs, and evaluates one: `reward-service train` and `reward-service evaluate`."""
+"""Trains a reward model on preference pairs or rated groups, and evaluates one: `reward-service train` and `reward-service evaluate`."""

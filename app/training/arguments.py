@@ -5,7 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from app.training.options import FULL_LEARNING_RATE, LORA_LEARNING_RATE, TrainOptions
+from app.training.options import FULL_LEARNING_RATE, LORA_LEARNING_RATE, MAX_BATCH_TOKENS, TrainOptions
 
 Number = TypeVar("Number", int, float)
 
@@ -13,11 +13,14 @@ Number = TypeVar("Number", int, float)
 def add_train(commands: Any) -> argparse.ArgumentParser:
     """Options that are not given are absent from the namespace, so the defaults of TrainOptions apply."""
     command: argparse.ArgumentParser = commands.add_parser(
-        "train", help="train a reward model on preference pairs", argument_default=argparse.SUPPRESS
+        "train", help="train a reward model on preference pairs or rated groups", argument_default=argparse.SUPPRESS
     )
     command.add_argument("--base", type=Path, required=True, help="a directory with a language model or a reward model")
     command.add_argument(
-        "--data", required=True, help="pairs, one JSON object per line, as in POST /compare; - for stdin"
+        "--data",
+        required=True,
+        help="pairs, one JSON object per line, as in POST /compare; or rated groups, a prompt with its rated responses per line "
+        "(docs/training.md); - for stdin",
     )
     command.add_argument("--out", type=Path, required=True, help="a new directory for the trained reward model")
     command.add_argument("--resume", action="store_true", help="continue the interrupted run in OUT")
@@ -25,7 +28,7 @@ def add_train(commands: Any) -> argparse.ArgumentParser:
     data.add_argument(
         "--margin-scheme",
         choices=("large", "small"),
-        help="margins by rating: large 3, 2, 1, 0 (default); small 1, 2/3, 1/3, 0",
+        help="margins by rating, or by the difference of two ratings: large 3, 2, 1, 0 (default); small 1, 2/3, 1/3, 0",
     )
     data.add_argument("--max-length", type=positive, help="maximum tokens per conversation (default: the base's limit)")
     data.add_argument(
@@ -70,7 +73,40 @@ def add_train(commands: Any) -> argparse.ArgumentParser:
         type=positive,
         help="steps between checkpoints to resume from (default: ten checkpoints per run)",
     )
+    add_rated(command)
     return command
+
+
+def add_rated(command: argparse.ArgumentParser) -> None:
+    rated = command.add_argument_group(
+        "rated groups", "A model per rating, trained together; they need --lora-rank and best --freeze-layers."
+    )
+    rated.add_argument(
+        "--pointwise",
+        metavar="RATING",
+        help="add each response's cross-entropy: sigmoid(score) against harmless (rated 4 or more) or harmful (2 or less)",
+    )
+    rated.add_argument(
+        "--rank-across-prompts",
+        metavar="RATING",
+        help="add the ranking of a batch's harmful responses below its harmless ones, whatever their prompts",
+    )
+    rated.add_argument(
+        "--head-lr",
+        dest="head_learning_rate",
+        type=positive_float,
+        help="highest learning rate of the heads (default: --lr)",
+    )
+    rated.add_argument(
+        "--max-batch-tokens",
+        type=positive,
+        help=f"maximum tokens per batch, padding included, in place of --batch-size (default {MAX_BATCH_TOKENS})",
+    )
+    rated.add_argument(
+        "--adapter-only",
+        action="store_true",
+        help="save OUT/RATING as an adapter and a head on the shared base, not merged into it",
+    )
 
 
 def train_options(options: argparse.Namespace) -> TrainOptions:

@@ -4,6 +4,7 @@ During training, weights are float32 whatever the checkpoint's dtype. They are s
 is saved in float32, as the service uses it.
 """
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from app.checkpoints.max_length import max_length_of
 from app.checkpoints.new_head import with_new_head
 from app.checkpoints.transformers_checks import quiet_transformers
 from app.errors import ModelRefusedError, TrainingError
+from app.training.options import TrainOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,13 @@ def reward_model(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]
         )
     checkpoint.net.name_or_path = source  # peft writes it into an adapter's config
     return checkpoint.net.requires_grad_(requires_grad=True), checkpoint.tokenizer
+
+
+def length_limit(options: TrainOptions, base: Base) -> int:
+    """The maximum tokens per sequence: `--max-length`, which may not exceed the base's limit, or that limit."""
+    if options.max_length is not None and options.max_length > base.max_length:
+        raise TrainingError(f"--max-length is {options.max_length}, but the base allows {base.max_length} tokens")
+    return options.max_length or base.max_length
 
 
 def set_pad_token(source: str, net: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -137,4 +146,6 @@ def with_lora(net: PreTrainedModel, rank: int, alpha: int, num_frozen: int) -> A
         modules_to_save=None if head in {"score", "classifier"} else [head],  # these peft adds for this task
         task_type=peft.TaskType.SEQ_CLS,
     )
-    return peft.get_peft_model(net, config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # between the libraries, not ours
+        return peft.get_peft_model(net, config)

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import accumulate
+from typing import Protocol, TypeVar
 
 from app.api.pairs import margin_of, pair_to_inputs
 from app.engine.sequence import TokenSequence
@@ -95,18 +96,35 @@ def encode(
     return examples
 
 
-def split(examples: list[Example], fraction: float, seed: int) -> tuple[list[Example], list[Example]]:
-    """(training examples, held-out examples), at least one pair each; the pairs of a prompt stay together.
+class HasPrompt(Protocol):
+    @property
+    def prompt(self) -> str: ...
+
+
+class Encoded(Protocol):
+    """A pair or a rated group with its tokens."""
+
+    @property
+    def line(self) -> HasPrompt: ...
+
+
+AnyEncoded = TypeVar("AnyEncoded", bound=Encoded)
+
+
+def split(
+    examples: list[AnyEncoded], fraction: float, seed: int, what: str = "pair"
+) -> tuple[list[AnyEncoded], list[AnyEncoded]]:
+    """(training examples, held-out examples), at least one each; those of a prompt stay together. `what` is one in messages.
 
     Raises TrainingError if there are too few prompts for both.
     """
     if not examples:
-        raise TrainingError("no pair is left to train on")
+        raise TrainingError(f"no {what} is left to train on")
     if fraction == 0:
         return examples, []
     prompts = sorted({example.line.prompt for example in examples})
     if len(prompts) == 1:
-        raise TrainingError("all pairs have one prompt, so none can be held out; give more, or set --held-out 0")
+        raise TrainingError(f"all {what}s have one prompt, so none can be held out; give more, or set --held-out 0")
     random.Random(seed).shuffle(prompts)  # noqa: S311 - to be reproducible, not secret
     wanted = max(1, round(fraction * len(examples)))
     counts = Counter(example.line.prompt for example in examples)

@@ -66,8 +66,10 @@ def draw_losses(curve: dict[str, list[dict[str, float]]], file: Path) -> None:
 
 
 def points(entries: list[dict[str, float]], name: str) -> tuple[Floats, Floats]:
-    steps = np.array([entry["step"] for entry in entries], np.float64)
-    return steps, np.array([entry[name] for entry in entries], np.float64)
+    """(steps, values) of the entries that have the figure."""
+    found = [(entry["step"], entry[name]) for entry in entries if name in entry]
+    steps, values = np.array(found, np.float64).reshape(-1, 2).T
+    return steps, values
 
 
 def smoothed(steps: Floats, values: Floats) -> tuple[Floats, Floats]:

@@ -5,15 +5,18 @@ from pathlib import Path
 
 from app.errors import TrainingError, install_command
 from app.settings import Settings
+from app.training.data import read_data
 from app.training.options import TrainOptions
-from app.training.pairs import PairFile, read_pairs
+from app.training.pairs import PairFile
+from app.training.rated.checks import check_pair_options, check_rated_options
+from app.training.rated.groups import GroupFile
 from app.training.workspace import Workspace
 
 EXTRA = ("trl", "datasets", "accelerate", "peft", "matplotlib")
 
 
-def check_options(options: TrainOptions) -> tuple[Workspace, PairFile]:
-    """The run's directory and its pairs. Raises TrainingError, or InvalidInputError that names a line."""
+def check_options(options: TrainOptions) -> tuple[Workspace, PairFile | GroupFile]:
+    """The run's directory and its data. Raises TrainingError, or InvalidInputError that names a line."""
     require_extra()
     if options.lora_alpha is not None and not options.lora_rank:
         raise TrainingError("--lora-alpha needs --lora-rank")
@@ -23,7 +26,12 @@ def check_options(options: TrainOptions) -> tuple[Workspace, PairFile]:
     Settings(
         safety_model="", helpfulness_model=str(options.out), compat_model=None
     )  # the evaluation at the end reads them
-    return workspace, read_pairs(options.data)
+    data = read_data(options.data)
+    if isinstance(data, GroupFile):
+        check_rated_options(options, data)
+    else:
+        check_pair_options(options, data.name)
+    return workspace, data
 
 
 def require_extra() -> None:

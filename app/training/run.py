@@ -1,33 +1,28 @@
 """A training run: from a base and a file of pairs to a directory that the service serves (see `workspace`)."""
 
 import gc
-import json
 import math
-import sys
 import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from tqdm import tqdm
 
-from app.checkpoints.building import head_of
 from app.checkpoints.placement import pick_device
 from app.checkpoints.transformers_checks import quiet_transformers
 from app.engine.num_threads import thread_limit
 from app.engine.process import prepare_process
 from app.engine.tokenization import Tokenization
-from app.errors import InvalidInputError, ModelRefusedError, TrainingError, one_line
-from app.files.output import share
-from app.settings import Settings
-from app.training.base import Base, freeze, load_base, with_lora
+from app.errors import TrainingError, one_line
+from app.training.base import Base, freeze, length_limit, load_base, with_lora
 from app.training.encoding import Example, encode, split
-from app.training.evaluation import Evaluation
-from app.training.judge import compare
 from app.training.options import TrainOptions
+from app.training.outcome import judge, result_of, save_checkpoint, tell, write_curve
 from app.training.pairs import PairFile
 from app.training.preflight import check_options
+from app.training.rated.groups import GroupFile
+from app.training.rated.run import train_rated
 from app.training.workspace import Workspace
 
 WARMUP, LAST_RATE = 0.03, 0.1
@@ -35,11 +30,18 @@ WARMUP, LAST_RATE = 0.03, 0.1
 MAX_LOGGED_STEPS, CHECKPOINTS_PER_RUN = 1000, 10
 
 
-def train(options: TrainOptions, checked: tuple[Workspace, PairFile] | None = None) -> None:
+def train(options: TrainOptions, checked: tuple[Workspace, PairFile | GroupFile] | None = None) -> None:
     """Runs the training; `checked` is what `check_options` returned, where it was called before. Raises TrainingError, ModelRefusedError or InvalidInputError, each with a one-line message."""
-    workspace, pairs = checked or check_options(options)
+    workspace, data = checked or check_options(options)
     prepare_process()
     torch.set_num_threads(thread_limit(None).num_threads)
+    if isinstance(data, GroupFile):
+        train_rated(options, workspace, data, WARMUP)
+    else:
+        train_pairs(options, workspace, data)
+
+
+def train_pairs(options: TrainOptions, workspace: Workspace, pairs: PairFile) -> None:
     base = load_base(options.base, options.seed)
     max_length = length_limit(options, base)
     trained, held_out, facts = prepare(options, pairs, base, max_length)
@@ -53,16 +55,9 @@ def train(options: TrainOptions, checked: tuple[Workspace, PairFile] | None = No
     write_curve(options.out, curve)
     del base
     gc.collect()
-    evaluation = judge(options, pairs, held_out or trained[:1], max_length)
+    evaluation = judge(options, options.out, [example.line for example in held_out or trained[:1]], max_length)
     workspace.finish(result_of(evaluation) if held_out else {})
     tell(f"{options.out} is ready to be served, as --helpfulness-model or --safety-model")
-
-
-def length_limit(options: TrainOptions, base: Base) -> int:
-    """The maximum tokens per sequence: `--max-length`, which may not exceed the base's limit, or that limit."""
-    if options.max_length is not None and options.max_length > base.max_length:
-        raise TrainingError(f"--max-length is {options.max_length}, but the base allows {base.max_length} tokens")
-    return options.max_length or base.max_length
 
 
 def prepare(
@@ -100,7 +95,10 @@ def fit(
             raise TrainingError(one_line(error)) from error
         trainer.train(resume_from_checkpoint=workspace.last_checkpoint() if options.resume else None)
         log: list[dict[str, Any]] = trainer.state.log_history
-        save(net, base, workspace)
+        if net is not base.net:
+            net.save_pretrained(workspace.adapter)
+            net = net.merge_and_unload()
+        save_checkpoint(net, base.tokenizer, base.dtype, workspace.out)
     return log
 
 
@@ -110,8 +108,7 @@ def trained_part(options: TrainOptions, base: Base) -> Any:
     if options.freeze_layers:
         freeze(base.net, options.freeze_layers)
     if options.lora_rank:
-        alpha = options.lora_alpha or 2 * options.lora_rank
-        return with_lora(base.net, options.lora_rank, alpha, options.freeze_layers)
+        return with_lora(base.net, options.lora_rank, options.alpha, options.freeze_layers)
     return base.net
 
 
@@ -144,70 +141,3 @@ def arguments(options: TrainOptions, num_pairs: int, workspace: Workspace) -> An
         bf16=device.type == "cuda" and torch.cuda.is_bf16_supported(),
         dataloader_pin_memory=device.type == "cuda",
     )
-
-
-def save(net: Any, base: Base, workspace: Workspace) -> None:
-    """Saves the checkpoint in the base's dtype with the head in float32; with LoRA, the adapter merged and also by itself."""
-    if net is not base.net:
-        net.save_pretrained(workspace.adapter)
-        net = net.merge_and_unload()
-    net.base_model.to(base.dtype)
-    _, head = head_of(net)
-    head.float()
-    net.save_pretrained(workspace.out)
-    base.tokenizer.save_pretrained(workspace.out)
-    share(workspace.out)
-
-
-def write_curve(out: Path, log: list[dict[str, Any]]) -> None:
-    """Writes `loss.json` and `loss.png`."""
-    from app.training.figures import draw_losses
-
-    names = ("step", "epoch", "loss", "accuracy", "learning_rate")
-    held_out = ("step", "epoch", "held_out_loss", "held_out_accuracy")
-    curve = {
-        "train": [{name: entry[name] for name in names} for entry in log if "loss" in entry],
-        "held_out": [
-            {name.removeprefix("held_out_"): entry[name] for name in held_out}
-            for entry in log
-            if "held_out_loss" in entry
-        ],
-    }
-    (out / "loss.json").write_text(json.dumps(curve, indent=1) + "\n", encoding="utf-8")
-    draw_losses(curve, out / "loss.png")
-
-
-def judge(options: TrainOptions, pairs: PairFile, examples: list[Example], max_length: int) -> Evaluation:
-    """Evaluates the saved checkpoint with the service, which also shows that it can be served."""
-    settings = Settings(safety_model="", helpfulness_model=str(options.out), compat_model=None, max_length=max_length)
-    try:
-        return compare(
-            pairs.name,
-            [example.line for example in examples],
-            settings,
-            model="helpfulness",
-            margin_scheme=options.margin_scheme,
-            truncation="error" if options.truncation == "drop" else options.truncation,
-        )
-    except (ModelRefusedError, InvalidInputError) as error:
-        raise TrainingError(
-            f"what was trained cannot be served: {error}; try a lower --lr, in a new directory"
-        ) from error
-
-
-def result_of(evaluation: Evaluation) -> dict[str, Any]:
-    """Prints the result on the held-out pairs, and returns it for the run's record."""
-    accuracy = evaluation.accuracy
-    tell(
-        f"held out, as the service scores it: accuracy {accuracy} of {accuracy.count} pairs, "
-        f"loss {evaluation.loss:.4f}, with margin {evaluation.loss_with_margin:.4f}"
-    )
-    return {
-        "accuracy": accuracy.to_dict(),
-        "loss": evaluation.loss,
-        "loss_with_margin": evaluation.loss_with_margin,
-    }
-
-
-def tell(line: str) -> None:
-    sys.stderr.write(f"{line}\n")

@@ -4,6 +4,7 @@ OUT/                        the checkpoint, once the run has ended: config, weig
 OUT/training.json           the options, the data, the result
 OUT/loss.json, OUT/loss.png the loss curve
 OUT/adapter/                with LoRA the adapter alone, as peft reads it; the checkpoint has it merged
+OUT/RATING/                 of rated groups, in place of the checkpoint and the adapter: those of each rating
 OUT/checkpoints/            checkpoints to resume from; deleted when the run has ended
 """
 
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import TrainingError
-from app.training.options import TrainOptions
+from app.training.options import DEFAULTS, TrainOptions
 
 STATE_FILE = "trainer_state.json"
 """The last file that transformers writes of a checkpoint; if it is complete, so are the others."""
@@ -34,8 +35,13 @@ class Workspace:
             if "result" in self.record:
                 raise TrainingError(f"the run in {self.out} has ended; there is nothing to resume")
         elif self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
-            remedy = ", or --resume to go on with the run in it" if self.record_file.is_file() else ""
+            remedy = ", or --resume to go on with the run in it" if self.can_resume else ""
             raise TrainingError(f"{self.out} is there already; give a new directory{remedy}")
+
+    @property
+    def can_resume(self) -> bool:
+        """Whether a run on pairs was begun here; one on rated groups has no checkpoints."""
+        return self.record_file.is_file() and "ratings" not in self.record
 
     @property
     def record(self) -> dict[str, Any]:
@@ -46,8 +52,8 @@ class Workspace:
         """Records the options; for a resumed run, raises TrainingError if they differ from the recorded ones."""
         asked = options.fixed | {"data": digest}
         if options.resume:
-            first = self.record["options"]
-            for name in sorted(asked.keys() | first.keys()):
+            first = DEFAULTS | self.record["options"]  # an option that a run begun by an older version did not have
+            for name in sorted(asked):
                 if asked.get(name) != first.get(name):
                     what = (
                         "the data differ" if name == "data" else f"{name} was {first.get(name)}, not {asked.get(name)}"

@@ -15,12 +15,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from app.training.rated.save import HEAD, split_heads
 from models.recipe.common import MODELS, WORK
 from models.recipe.folds import FOLDS, read_scores
+from models.recipe.groups import TASKS
 from models.recipe.judge import Calibration, Scored, calibrate
-from models.recipe.packed import TASKS
 
-HEAD = "base_model.model.score.weight"
+HEAD_WEIGHT = f"{HEAD}weight"
 BASE = "models/trunk"
 """From where the service is started, or the folder of this name beside the adapter's."""
 RIDGE = 1e-4
@@ -62,17 +63,16 @@ def write_checkpoint(folder: Path, tensors: dict[str, Tensor], config: dict[str,
 
 def main() -> None:
     source = WORK / "adapter_all"
-    tensors = {name: tensor.contiguous() for name, tensor in load_file(source / "adapter_model.safetensors").items()}
     config = json.loads((source / "adapter_config.json").read_text())
     config |= {"base_model_name_or_path": BASE, "modules_to_save": ["score"]}
     features = torch.load(WORK / "features_all.pt")
     folds = [name for name in FOLDS if (WORK / f"scores_{name}.jsonl").exists()]
     scored = [each for name in folds for each in read_scores(name)]
     calibration = calibrate(scored)
-    heads = tensors.pop(HEAD)
-    for task, head in zip(TASKS, torch.split(heads, 1), strict=True):
-        weight = calibrated(head, features, calibration) if task == "safety" else head
-        write_checkpoint(MODELS / task, tensors | {HEAD: weight.contiguous()}, config)
+    for task, tensors in split_heads(load_file(source / "adapter_model.safetensors"), TASKS).items():
+        if task == "safety":
+            tensors[HEAD_WEIGHT] = calibrated(tensors[HEAD_WEIGHT], features, calibration).contiguous()
+        write_checkpoint(MODELS / task, tensors, config)
         size = sum(file.stat().st_size for file in (MODELS / task).iterdir())
         print(f"{MODELS / task}: {size / 1e6:.1f} MB")
 

@@ -15,11 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from app.training.rated.fit import Example, fit
+from app.training.rated.model import RatedModel
+from app.training.rated.packed import Row
 from models.recipe.common import MODELS, SEED, WORK, num_threads, read_jsonl, write_jsonl
-from models.recipe.fit import OPTIONS, features_of, fit, head_of, load_trunk, lower_states
+from models.recipe.groups import TASKS, Group, Response, row_of
 from models.recipe.judge import Scored
-from models.recipe.packed import TASKS, Group, Response, Row, row_of
 from models.recipe.preferences import read_preferences
+from models.recipe.training import FROZEN, OBJECTIVE, SCHEDULE, load_model
 
 NUM_FOLDS = 5
 NUM_UNSEEN_KINDS = 3
@@ -46,14 +49,14 @@ def is_held_out(name: str, group: Group, unseen: Sequence[str]) -> bool:
     return fold_of(group) == int(name)
 
 
-def cached_states(net: Any, rows: Sequence[Row], frozen: int) -> list[Tensor]:
+def cached_states(model: RatedModel, rows: Sequence[Row]) -> list[Tensor]:
     """The rows' states behind the frozen layers, kept in `work/` by their tokens from one training to the next."""
-    file = WORK / f"states_{frozen}.pt"
+    file = WORK / f"states_{FROZEN}.pt"
     cache: dict[str, Tensor] = torch.load(file) if file.exists() else {}
     keys = [hashlib.sha256(row.ids.numpy().tobytes()).hexdigest() for row in rows]
     missing = [index for index, key in enumerate(keys) if key not in cache]
     if missing:
-        for index, states in zip(missing, lower_states(net, [rows[index] for index in missing], frozen), strict=True):
+        for index, states in zip(missing, model.frozen_states([rows[index] for index in missing]), strict=True):
             cache[keys[index]] = states
         torch.save(cache, file)
     return [cache[key] for key in keys]
@@ -92,17 +95,17 @@ def run(name: str, groups: Sequence[Group], rows: Sequence[Row]) -> None:
     held_out = [is_held_out(name, group, unseen) for group in groups]
     trained = [i for i in range(len(groups)) if not held_out[i]]
     judged = [i for i in range(len(groups)) if held_out[i]]
-    net = load_trunk(OPTIONS)
-    states = cached_states(net, rows, OPTIONS.frozen)
+    model = load_model()
+    states = cached_states(model, rows)
     print(f"{name}: {len(trained)} prompts to train on, {len(judged)} held out", flush=True)
-    losses = fit(net, [groups[i] for i in trained], [rows[i] for i in trained], [states[i] for i in trained], OPTIONS)
-    (WORK / f"loss_{name}.json").write_text(json.dumps(losses))
-    net.save_pretrained(WORK / f"adapter_{name}")
+    log = fit(model, [Example(rows[i], states[i], groups[i].ratings_by_task) for i in trained], OBJECTIVE, SCHEDULE)
+    (WORK / f"loss_{name}.json").write_text(json.dumps([entry["loss"] for entry in log]))
+    model.net.save_pretrained(WORK / f"adapter_{name}")
     # The folds' are judged on; those of `all` only tell which direction of the states is constant.
     shown = judged or trained[:: len(trained) // 256 + 1]
-    features = features_of(net, [rows[i] for i in shown], [states[i] for i in shown], OPTIONS.frozen)
+    features = model.features_of([rows[i] for i in shown], [states[i] for i in shown])
     torch.save(torch.cat(features), WORK / f"features_{name}.pt")
-    head = head_of(net).weight.detach()
+    head = model.head.weight.detach()
     write_jsonl(WORK / f"scores_{name}.jsonl", scored([groups[i] for i in judged], features, head) if judged else [])
 
 

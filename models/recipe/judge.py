@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from app.rewards.logistic import logit
 from app.training.statistics import wilson
-from models.recipe.packed import Group
+from models.recipe.groups import Group
 from models.recipe.preferences import Pair, pairs_of
 
 VETO = logit(0.15)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from models.recipe.common import DATA
-from models.recipe.packed import TASKS, Group, Response
+from models.recipe.groups import TASKS, Group, Response
 
 PREFERENCES = DATA / "preferences"
 RATINGS = (1, 2, 3, 4, 5)

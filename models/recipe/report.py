@@ -15,8 +15,8 @@ from typing import Any
 from models.recipe.common import MODELS, WORK
 from models.recipe.export import calibrations_of
 from models.recipe.folds import FOLDS, NUM_FOLDS, is_held_out, read_scores, unseen_kinds
+from models.recipe.groups import TASKS, Group
 from models.recipe.judge import Scored, accuracy, vetoes, worst_pairs
-from models.recipe.packed import TASKS, Group
 from models.recipe.preferences import longer_wins, pairs_of, read_preferences
 from models.recipe.words import fit_words
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.recipe.packed import Group
+from models.recipe.groups import Group
 from models.recipe.preferences import Pair
 
 WORD = re.compile(r"\w+|[^\w\s]")

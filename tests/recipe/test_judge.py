@@ -5,6 +5,7 @@ import math
 import pytest
 
 from models.recipe.folds import fold_of, is_held_out, unseen_kinds
+from models.recipe.groups import Group, Response
 from models.recipe.judge import (
     VETO,
     Calibration,
@@ -16,7 +17,6 @@ from models.recipe.judge import (
     vetoes,
     worst_pairs,
 )
-from models.recipe.packed import Group, Response
 from models.recipe.preferences import pairs_of
 from models.recipe.report import table, with_figures, wrong_examples
 from models.recipe.words import fit_words

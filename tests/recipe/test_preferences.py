@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from models.recipe.packed import Group, Response
+from models.recipe.groups import Group, Response
 from models.recipe.preferences import longer_wins, openings, pairs_of, read_preferences
 
 GOOD: dict[str, Any] = {

@@ -36,8 +36,8 @@ def test_the_pages_commands_print_what_it_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_language_model(tmp_path / "my-base")
-    (pairs,) = blocks("jsonl")
-    (tmp_path / "pairs.jsonl").write_text(pairs, encoding="utf-8")
+    for name, text in re.findall(r"^`(\S+\.jsonl)`:\n\n```jsonl\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL):
+        (tmp_path / name).write_text(text, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     capsys.readouterr()
     (install, _), *ours = commands()

@@ -1,4 +1,4 @@
-"""Prompts with their rated responses as packed rows: a prompt's tokens once, then those of each response.
+"""Groups of responses as packed rows: a prompt's tokens once, then those of each response.
 
 A response attends to the prompt and to itself, at the positions that it has alone behind the prompt. So one row gives
 the states that as many separate sequences would give, and the prompt is computed once.
@@ -6,43 +6,12 @@ the states that as many separate sequences would give, and the prompt is compute
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-TASKS = ("safety", "helpfulness")
-MAX_PROMPT, MAX_RESPONSE = 96, 144
 STEP = 16
 """Rows are padded to a multiple of it: products in bfloat16 are compiled for each new shape."""
-CLOSING = 2
-"""Tokens behind a response's text: <|im_end|> and the line break."""
-
-
-@dataclass(frozen=True, slots=True)
-class Response:
-    """Ratings run from 1 (worst) to 5 and may be fractions; None where nobody rated."""
-
-    text: str
-    safety: float | None = None
-    helpfulness: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """One prompt and its responses."""
-
-    kind: str
-    turns: tuple[tuple[str, str], ...]
-    """Role and content of what precedes the responses."""
-    responses: tuple[Response, ...]
-
-    @property
-    def prompt(self) -> str:
-        return self.turns[-1][1]
-
-    def ratings(self, task: str) -> list[float | None]:
-        return [getattr(response, task) for response in self.responses]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +23,21 @@ class Row:
     positions: Tensor  # (tokens,)
     ends: list[int]
 
+    @property
+    def num_tokens(self) -> int:
+        return len(self.ids)
 
-def row_of(group: Group, tokenizer: Any) -> Row:
-    """An over-long prompt loses its beginning, an over-long response the end of its text."""
-    rendered = "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in group.turns)
-    prompt = tokenizer(rendered, add_special_tokens=False)["input_ids"][-MAX_PROMPT:]
+    @property
+    def sequences(self) -> list[Tensor]:
+        """The tokens of each response behind the prompt, as a forward pass without packing reads them."""
+        prompt = self.ids[self.segments == 0]
+        return [torch.cat([prompt, self.ids[self.segments == number]]) for number in range(1, len(self.ends) + 1)]
+
+
+def pack(prompt: Sequence[int], responses: Sequence[Sequence[int]]) -> Row:
+    """The row of a prompt's token ids, none or more, and of the responses' that follow it, at least one each."""
     ids, segments, positions, ends = list(prompt), [0] * len(prompt), list(range(len(prompt))), []
-    for number, response in enumerate(group.responses, 1):
-        rendered = f"<|im_start|>assistant\n{response.text}<|im_end|>\n"
-        tokens = tokenizer(rendered, add_special_tokens=False)["input_ids"]
-        if len(tokens) > MAX_RESPONSE:
-            tokens = tokens[: MAX_RESPONSE - CLOSING] + tokens[-CLOSING:]
+    for number, tokens in enumerate(responses, 1):
         ids += tokens
         segments += [number] * len(tokens)
         positions += range(len(prompt), len(prompt) + len(tokens))
@@ -72,18 +45,34 @@ def row_of(group: Group, tokenizer: Any) -> Row:
     return Row(torch.tensor(ids), torch.tensor(segments), torch.tensor(positions), ends)
 
 
+def pack_sequences(sequences: Sequence[Sequence[int]]) -> Row:
+    """The row of whole sequences: the tokens that all begin with are its prompt. Each keeps its last token for itself."""
+    shortest = min(map(len, sequences))
+    num_shared = next(
+        (i for i in range(shortest - 1) if len({sequence[i] for sequence in sequences}) > 1), shortest - 1
+    )
+    return pack(sequences[0][:num_shared], [sequence[num_shared:] for sequence in sequences])
+
+
 @dataclass(frozen=True, slots=True)
 class PackedBatch:
     """Rows side by side, padded to the longest."""
 
+    ids: Tensor  # (rows, tokens)
     mask: Tensor  # (rows, 1, tokens, tokens), true where a token may attend
     positions: Tensor  # (rows, tokens)
     ends: tuple[Tensor, Tensor]
     """Row and place of each response's last token, group by group."""
 
+    @property
+    def num_tokens(self) -> int:
+        """Of each row, padding included."""
+        return self.ids.shape[1]
 
-def batch_of(rows: Sequence[Row]) -> PackedBatch:
-    size = STEP * -(-max(len(row.ids) for row in rows) // STEP)
+
+def batch_of(rows: Sequence[Row], device: torch.device) -> PackedBatch:
+    size = STEP * -(-max(row.num_tokens for row in rows) // STEP)
+    ids = torch.stack([padded(row.ids, size, 0) for row in rows])
     segments = torch.stack([padded(row.segments, size, -1) for row in rows])
     positions = torch.stack([padded(row.positions, size, 0) for row in rows])
     earlier = torch.ones(size, size, dtype=torch.bool).tril()
@@ -91,7 +80,9 @@ def batch_of(rows: Sequence[Row]) -> PackedBatch:
     mask = (earlier & related) | torch.eye(size, dtype=torch.bool)
     where = [(number, end) for number, row in enumerate(rows) for end in row.ends]
     ends = (torch.tensor([number for number, _ in where]), torch.tensor([end for _, end in where]))
-    return PackedBatch(mask[:, None], positions, ends)
+    return PackedBatch(
+        ids.to(device), mask[:, None].to(device), positions.to(device), (ends[0].to(device), ends[1].to(device))
+    )
 
 
 def padded(values: Tensor, size: int, fill: float) -> Tensor:
@@ -103,8 +94,8 @@ def padded(values: Tensor, size: int, fill: float) -> Tensor:
 def batches_by_length(rows: Sequence[Row], max_tokens: int) -> list[list[int]]:
     """Indices of rows of similar length, together at most `max_tokens` with their padding, at least one row each."""
     batches: list[list[int]] = []
-    for index in sorted(range(len(rows)), key=lambda index: len(rows[index].ids)):
-        size = len(rows[index].ids)
+    for index in sorted(range(len(rows)), key=lambda index: rows[index].num_tokens):
+        size = rows[index].num_tokens
         if not batches or (len(batches[-1]) + 1) * size > max_tokens:
             batches.append([])
         batches[-1].append(index)
