@@ -1,10 +1,10 @@
-"""text -> Sequence (token ids) -> queue -> token-budget batch -> prefix tree -> one packed forward -> scores.
+"""text -> TokenSequence -> queue -> batch within a token budget -> prefix tree -> one packed forward pass -> scores.
 
-Knows nothing of HTTP: it raises `app.errors` and its caller maps them.
+Knows no HTTP: it raises the errors of `app.errors`, which the caller maps to responses.
 """
 
 import logging
 
-# transformers imports torchao where it is installed, and that tells everybody which of its GPU kernels it could not load.
+# transformers imports torchao if it is installed, and torchao warns about every GPU kernel that it cannot load.
 for _name in ("torchao", "torch.utils._pytree"):
     logging.getLogger(_name).setLevel(logging.ERROR)

@@ -1,6 +1,6 @@
-"""Ends a forward for which nobody waits any more: a text of a million tokens takes hours, its deadline is minutes.
+"""Stops a forward pass whose clients have all left: a text of a million tokens takes hours, its deadline is minutes.
 
-The model thread says who waits (`abandoned_when`); what takes long asks now and then (`check_wanted`).
+The model thread sets the condition (`abandoned_when`); long computations check it regularly (`check_wanted`).
 """
 
 from collections.abc import Callable, Iterator
@@ -11,11 +11,12 @@ _is_abandoned: ContextVar[Callable[[], bool] | None] = ContextVar("is_abandoned"
 
 
 class AbandonedError(Exception):
-    """Every client of the forward has gone, or its deadline has passed."""
+    """Every client of the forward pass has disconnected or reached its deadline."""
 
 
 @contextmanager
 def abandoned_when(is_abandoned: Callable[[], bool]) -> Iterator[None]:
+    """Within the context, `check_wanted` on this thread raises as soon as `is_abandoned` returns True."""
     token = _is_abandoned.set(is_abandoned)
     try:
         yield
@@ -24,7 +25,7 @@ def abandoned_when(is_abandoned: Callable[[], bool]) -> Iterator[None]:
 
 
 def check_wanted() -> None:
-    """Raises AbandonedError where nobody waits for the forward that this thread computes."""
+    """Raises AbandonedError if no client waits for the forward pass that this thread computes."""
     is_abandoned = _is_abandoned.get()
     if is_abandoned is not None and is_abandoned():
-        raise AbandonedError("nobody waits for this forward any more")
+        raise AbandonedError("no client waits for this forward pass any more")

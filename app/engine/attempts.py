@@ -1,4 +1,4 @@
-"""What the threads need of a model, and a model's forward of a batch in steps."""
+"""The interface that the device thread needs of a model, and one model's forward pass of a batch, step by step."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from app.engine.tokenization import Tokenization
 
 
 class Model(Protocol):
-    """What the threads and the engine need of a reward model."""
+    """What the engine and its threads need of a reward model."""
 
     name: str
     device: torch.device
@@ -25,18 +25,18 @@ class Model(Protocol):
     def score(self, batch: Batch) -> list[Scored]: ...
 
     def num_cached_tokens(self, sequence: TokenSequence, *, token_scores: bool) -> int:
-        """The first tokens of the sequence that the model need not compute now."""
+        """How many of the sequence's first tokens are in the prefix cache and need no computing."""
 
     def find_fault(self, sequence: TokenSequence) -> str | None:
-        """Why the model cannot score the sequence, such as "has no token ..."; None where it can."""
+        """Why the model cannot score the sequence, such as "has no token ..."; None if it can."""
 
     def shrink_cache(self) -> bool:
-        """Frees what memory it can; whether there was any to free."""
+        """Frees the prefix cache's memory. Returns whether there was any to free."""
 
 
 @runtime_checkable
 class SteppedModel(Model, Protocol):
-    """A model whose forward has steps, so that the next batch is prepared while the device computes this one."""
+    """A model whose forward pass has steps, so that the host prepares a batch while the device computes the one before."""
 
     def prepare(self, batch: Batch) -> Prepared: ...
 
@@ -50,7 +50,7 @@ class SteppedModel(Model, Protocol):
 
 
 class Attempt:
-    """One model's forward of its jobs of a batch, step by step. What a step raises, `scores` raises."""
+    """One model's forward pass of its jobs of a batch, step by step. An error in any step is raised by `scores`."""
 
     def __init__(self, model: SteppedModel, own: ScheduledBatch) -> None:
         self.own = own
@@ -61,23 +61,23 @@ class Attempt:
         self._step(self._prepare)
 
     def launch(self) -> None:
-        """Has the device begin. What was prepared before the batch ahead was finished may have to be prepared anew."""
+        """Starts the computation on the device. Prepares the batch again if the one before it has changed the cache."""
         self._step(self._launch)
 
     def scores(self) -> list[Scored]:
-        """Waits for the scores. May be called once."""
+        """Waits for the scores and returns them. Call it once."""
         if self._error is not None:
-            error, self._error = self._error, None  # its traceback holds the tensors of the forward
+            error, self._error = self._error, None  # its traceback keeps the forward pass's tensors alive
             raise error
         assert self._prepared is not None
         assert self._computed is not None
         try:
             return self._model.finish(self._prepared, self._computed)
         finally:
-            self.abandon()  # where it succeeded, there is nothing left to give back
+            self.abandon()  # does nothing after a success
 
     def abandon(self) -> None:
-        """Gives back what is held, where `scores` will not be called."""
+        """Releases what the attempt holds. Call it if `scores` will not be called."""
         if self._prepared is not None:
             self._model.abandon(self._prepared)
         self._prepared = self._computed = self._error = None
@@ -104,7 +104,7 @@ class Attempt:
 
 @dataclass(slots=True)
 class PreparedBatch:
-    """A batch that was taken from the queue, and the attempts at it; none where the models have no steps."""
+    """A batch taken from the queue, with one attempt per model that is a SteppedModel."""
 
     scheduled: ScheduledBatch
     attempts: dict[str, Attempt] = field(default_factory=dict)

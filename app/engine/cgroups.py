@@ -1,4 +1,4 @@
-"""The control groups of this process, of version 1 and 2: the directories that hold their limits and counters."""
+"""The control groups (cgroups) of this process, versions 1 and 2: the directories with their limits and counters."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -12,13 +12,13 @@ PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 class ControlGroup:
     path: Path
     version: int
-    """1 or 2: the files have other names in each."""
+    """1 or 2: they name their files differently."""
 
 
 def control_groups(controller: str, proc: Path = PROC, root: Path = CGROUPS) -> Iterator[ControlGroup]:
-    """The groups by which `controller` ("cpu", "memory") may limit this process: its own and every one above it.
+    """The groups whose `controller` ("cpu", "memory") may limit this process: its own and all its ancestors.
 
-    A container sees its own group as the root. A directory may not exist, or hold no limit. Yields nothing on a system
+    A container sees its own group as the root. A directory may be missing or contain no limit. Yields nothing on a system
     without control groups.
     """
     with suppress(OSError):
@@ -28,6 +28,6 @@ def control_groups(controller: str, proc: Path = PROC, root: Path = CGROUPS) -> 
                 continue
             base = root / controller if controllers else root
             group = base / path.lstrip("/")
-            for place in dict.fromkeys([base, group, *group.parents]):
-                if place.is_relative_to(base):
-                    yield ControlGroup(place, 1 if controllers else 2)
+            for directory in dict.fromkeys([base, group, *group.parents]):
+                if directory.is_relative_to(base):
+                    yield ControlGroup(directory, 1 if controllers else 2)

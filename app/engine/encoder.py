@@ -1,4 +1,4 @@
-"""A tokenizer as the service calls it: texts to token ids, and the special tokens that it puts around them."""
+"""The service's wrapper of a tokenizer: texts to token ids, and the special tokens that the tokenizer adds around them."""
 
 import threading
 from collections import deque
@@ -12,7 +12,10 @@ from app.engine.foreign_code import ForeignCodeError, foreign_code
 
 @dataclass(frozen=True, slots=True)
 class PairFrame:
-    """The special tokens around a pair, with each part's token type: leading, first text, middle, second, trailing."""
+    """The special tokens before, between and after the two texts of a pair, and every part's token types.
+
+    The order is: leading, first text, middle, second text, trailing.
+    """
 
     leading: tuple[int, ...]
     middle: tuple[int, ...]
@@ -29,14 +32,14 @@ class PairFrame:
 
 
 LARGE_CHARS = 131_072
-"""More characters at once may take a tokenizer over 100 ms."""
+"""A tokenizer may take more than 100 ms for a longer text."""
 
 
-class Turns:
-    """A lock that threads get in the order in which they ask, so that one that asks again and again keeps no other out.
+class FairLock:
+    """A lock that serves threads first come, first served, so that a thread that reacquires it cannot starve the others.
 
-    Whoever is done wakes the next thread and no other: a chunk takes 4 ms, and waking all waiting threads after each one
-    would cost others the interpreter lock.
+    A release wakes only the next thread: a chunk takes 4 ms, and waking all waiting threads after each one would keep the
+    GIL busy.
     """
 
     def __init__(self) -> None:
@@ -56,12 +59,12 @@ class Turns:
                 return
             turn.acquire()
             self._waiting.append(turn)
-        turn.acquire()
+        turn.acquire()  # until the thread before releases it
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
             if self._waiting:
-                self._waiting.popleft().release()  # it stays taken, by the next thread
+                self._waiting.popleft().release()  # passes the lock on to the next thread
             else:
                 self._is_taken = False
 
@@ -72,9 +75,9 @@ class TextEncoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
         self._backend = getattr(tokenizer, "backend_tokenizer", None)
-        self._turns, self._large_turns = Turns(), Turns()
+        self._lock, self._large_lock = FairLock(), FairLock()
         self._python_tokenizer = threading.Lock()  # tokenizers written in Python keep state during a call
-        if self._backend is not None:  # what the file switches on; transformers' own call switches it off too
+        if self._backend is not None:  # the file may enable both; transformers' own call disables them too
             self._backend.no_truncation()
             self._backend.no_padding()
         self.has_token_types = "token_type_ids" in tokenizer.model_input_names
@@ -90,13 +93,13 @@ class TextEncoder:
     def encode_in_turn(self, text: str) -> list[int]:
         """`encode` for a chunk of a long text: one chunk at a time, so that long texts share one core fairly.
 
-        Large chunks have turns of their own: they hold up each other only.
+        Chunks over LARGE_CHARS have a lock of their own, so they delay only each other.
         """
-        with self._turns if len(text) <= LARGE_CHARS else self._large_turns:
+        with self._lock if len(text) <= LARGE_CHARS else self._large_lock:
             return self.encode(text)
 
     def encode_batch(self, texts: list[str]) -> list[list[int] | ForeignCodeError]:
-        """All in one call; where that fails, one by one, so that only the texts at fault get an error."""
+        """Encodes all texts in one call. If that fails, encodes them one by one, so that only the faulty ones get an error."""
         try:
             with foreign_code():
                 return list(self._encode(texts))
@@ -104,7 +107,7 @@ class TextEncoder:
             return [error] if len(texts) == 1 else [self.encode_batch([text])[0] for text in texts]
 
     def pair_frame(self) -> PairFrame | None:
-        """None where the tokenizer's pairs cannot be taken apart into two texts and what stands around them."""
+        """The tokenizer's frame of a pair; None if its encoded pair does not contain both texts' own tokens."""
         ids, types = self._with_special_tokens("a", "b")
         first, second = self.encode("a"), self.encode("b")
         start = find(ids, first)
@@ -125,7 +128,7 @@ class TextEncoder:
         )
 
     def token_types(self, token_ids: Sequence[int], frame: PairFrame) -> list[int]:
-        """The types of ids that came ready-made: a pair where the frame's parts are all found, else all the first's.
+        """The token types of given ids. If they are no pair in this frame, all have the first text's type.
 
         The first text ends at the first `middle` after `leading`.
         """
@@ -146,12 +149,12 @@ class TextEncoder:
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         if self._backend is not None:
-            return [e.ids for e in self._backend.encode_batch_fast(texts, add_special_tokens=False)]  # without the GIL
+            return [e.ids for e in self._backend.encode_batch_fast(texts, add_special_tokens=False)]  # releases the GIL
         with self._python_tokenizer:
             return [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
 
     def _with_special_tokens(self, *texts: str) -> tuple[list[int], list[int]]:
-        """Token ids and types of a text or a pair, as the tokenizer's own call has them."""
+        """Token ids and types of a text or a pair, as the tokenizer's own call returns them."""
         if self._backend is not None:
             encoding = self._backend.encode(*texts)
             return encoding.ids, encoding.type_ids
@@ -160,5 +163,5 @@ class TextEncoder:
 
 
 def find(ids: Sequence[int], part: Sequence[int]) -> int:
-    """Where `part` first stands in `ids`; 0 where it does not."""
+    """The index where `part` first occurs in `ids`; 0 if it does not occur."""
     return next((i for i in range(len(ids) - len(part) + 1) if ids[i : i + len(part)] == part), 0)

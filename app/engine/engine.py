@@ -1,9 +1,9 @@
-"""The engine: one call, `Engine.score`, behind which everything else lives.
+"""The engine, whose one entry point for scores is `Engine.score`.
 
-Three kinds of threads, each the owner of its state. The caller's event loop owns the requests and only awaits futures;
-one thread tokenizes short texts, in batches, a slice of each request at a time, and others a long text each; one thread
-per device owns that device's models and computes what its `Scheduler` gives it. An exception fails the jobs of its batch, never a thread; a thread that dies all
-the same fails what it had and `is_alive` says so.
+There are three kinds of threads, and each owns its state. The caller's event loop owns the requests and only awaits
+futures. One thread tokenizes short texts in batches, a slice of each request at a time; each long text has a thread of its
+own. One thread per device owns that device's models and computes the batches of its `Scheduler`. An exception fails the
+jobs of its batch, and the thread goes on. If a thread dies all the same, its jobs fail and `is_alive` is False.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ M = TypeVar("M", bound=Model)
 
 
 class Engine(Generic[M]):
-    """Scores inputs with the models that are loaded. `start` before the first call, on the event loop that calls."""
+    """Scores inputs with the loaded models. Call `start` first, on the event loop that will call `score`."""
 
     def __init__(
         self,
@@ -64,9 +64,9 @@ class Engine(Generic[M]):
         self._tokenizer = TokenizerThreads(self._tokenize_slice, self._fail_requests, is_next_long)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._live: set[Request] = set()
-        self._new: list[Request] = []  # of this turn of the event loop
-        self._gone: list[Request] = []  # unanswered, in this turn
-        self._deadlines: dict[float, Timers[Request]] = {}  # by their seconds, of which there are few
+        self._new: list[Request] = []  # submitted in this tick of the event loop
+        self._gone: list[Request] = []  # ended without scores in this tick
+        self._deadlines: dict[float, Timers[Request]] = {}  # by seconds; few different values occur
         self._closed = False
 
     def start(self) -> None:
@@ -75,13 +75,13 @@ class Engine(Generic[M]):
             thread.start()
 
     def reject_all(self) -> None:
-        """Whoever still waits, or comes, gets ShuttingDownError. On the event loop."""
+        """Fails all waiting and later requests with ShuttingDownError. Call it on the event loop."""
         self._closed = True
         for request in list(self._live):
             request.fail(ShuttingDownError("the service is shutting down; retry elsewhere"))
 
     def close(self) -> None:
-        """Stops the threads after the batches that they are in; blocks until they have. Call reject_all first."""
+        """Stops the threads after their current batches, and blocks until they have ended. Call `reject_all` first."""
         self._closed = True
         for thread in self._threads():
             thread.stop()
@@ -89,14 +89,11 @@ class Engine(Generic[M]):
             thread.join()
 
     async def close_when_done(self) -> None:
-        """Lets the requests that it has come to their answers, then stops the threads and gives up the models.
-
-        Nobody may call `score` any more.
-        """
+        """Finishes the requests that it has, then stops the threads and drops the models. `score` must not be called again."""
         if self._live:
             await asyncio.wait([request.future for request in self._live])
         await asyncio.to_thread(self.close)
-        # The threads know the engine: a cycle, which the collector never sees once the service has frozen the heap.
+        # Threads and engine refer to each other, a cycle that the collector never frees once the service has frozen the heap.
         self.models, self.devices, self._tokenizations = {}, {}, {}
 
     @property
@@ -115,10 +112,10 @@ class Engine(Generic[M]):
         token_scores: bool = False,
         deadline_seconds: float | None = None,
     ) -> Scores:
-        """The scores of at least one input by the models named, by default all; in the order of the inputs.
+        """The scores of at least one input by `models` (default: all), in the order of the inputs.
 
-        Raises a RequestError: of the input that deserves it, of the queue, the deadline or the model. A call that is
-        cancelled, or fails, leaves the queue and the count of waiting requests at once.
+        Raises a RequestError: InvalidInputError with the input's index, or the error of the queue, the deadline or the
+        model. A call that fails or is cancelled leaves the queue and the count of waiting requests at once.
         """
         assert self._loop is not None, "start the engine first"
         if self._closed:
@@ -151,7 +148,7 @@ class Engine(Generic[M]):
         return scores
 
     def _submit(self, request: Request) -> None:
-        """All requests of one turn of the event loop at once: to wake the tokenizer for each costs as much as its work."""
+        """Submits all requests of one event-loop tick together: waking the tokenizer for each would double its cost."""
         if not self._new:
             assert self._loop is not None
             self._loop.call_soon(self._submit_new)
@@ -162,7 +159,7 @@ class Engine(Generic[M]):
         self._tokenizer.submit(new)
 
     def _discard(self, request: Request) -> None:
-        """Takes it out of every queue, with all others that leave in this turn of the event loop."""
+        """Removes it from every queue, together with all others that end in this event-loop tick."""
         if not self._gone:
             assert self._loop is not None
             self._loop.call_soon(self._discard_gone)
@@ -177,7 +174,7 @@ class Engine(Generic[M]):
 
     def _deadlines_after(self, seconds: float) -> Timers[Request]:
         if seconds not in self._deadlines:
-            late = f"no answer within the deadline of {seconds:g} s; send less at once, or raise the deadline"
+            late = f"no answer within the deadline of {seconds:g} s; send fewer or shorter inputs, or raise the deadline"
             self._deadlines[seconds] = Timers(seconds, lambda request: request.fail(DeadlineExceededError(late)))
         return self._deadlines[seconds]
 
@@ -187,7 +184,9 @@ class Engine(Generic[M]):
         if num_waiting >= self.max_waiting_requests:
             raise OverloadedError(f"{num_waiting} requests wait for room in the queue; retry later")
         if token_scores and (others := [name for name in models if not self.models[name].is_causal]):
-            raise InvalidInputError(f"token_scores needs a causal model, and the {others[0]} model is none")
+            raise InvalidInputError(
+                f"token_scores needs a causal model, and the {others[0]} model is not causal; leave it out"
+            )
         if len({self._vocabularies[name] for name in models}) > 1:
             for item in inputs:
                 if isinstance(item.form, TokenIds):
@@ -197,7 +196,7 @@ class Engine(Generic[M]):
                     )
 
     def _tokenize_slice(self, requests: list[Request]) -> list[Request]:
-        """Tokenizes the next inputs of each request, in one batch where they agree, and queues them.
+        """Tokenizes the next inputs of each request and queues them, in one batch per tokenization and truncation.
 
         Returns the requests that have inputs left.
         """
@@ -236,7 +235,7 @@ class Engine(Generic[M]):
     def _checked(
         self, given: Input, encoded: TokenSequence | RequestError, named: Mapping[torch.device, Sequence[str]]
     ) -> TokenSequence | RequestError:
-        """The input's sequence, or why it has none or one of the models cannot score it."""
+        """The input's sequence; an error if tokenization failed or one of the models cannot score the sequence."""
         if isinstance(encoded, TokenSequence):
             for names in named.values():
                 for name in names:
@@ -245,7 +244,7 @@ class Engine(Generic[M]):
         return encoded
 
     def _names(self, models: tuple[str, ...], vocabulary: str) -> dict[torch.device, tuple[str, ...]]:
-        """By device, those of the models that read this vocabulary."""
+        """By device, those of `models` that use this vocabulary."""
         named: dict[torch.device, tuple[str, ...]] = {}
         for name in models:
             if self._vocabularies[name] == vocabulary:
@@ -260,7 +259,7 @@ class Engine(Generic[M]):
         self._on_loop(record_all, outcomes, batch)
 
     def _on_loop(self, function: Callable[..., None], *args: object) -> None:
-        """From any thread: requests change on the event loop alone."""
+        """Calls a function on the event loop, from any thread: only the event loop changes requests."""
         assert self._loop is not None
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(function, *args)

@@ -1,7 +1,4 @@
-"""What the engine tells of its work: one event a batch, one a request, to one `Listener`. Knows nothing of who listens.
-
-All times are `time.perf_counter`'s.
-"""
+"""The engine's events, one per batch and one per request, which a `Listener` receives. All times are `time.perf_counter`'s."""
 
 import logging
 from dataclasses import dataclass
@@ -14,26 +11,26 @@ RequestOutcome = Literal["scored", "cancelled", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """One model's part of a batch: the sequences that it gave a score, finite or not."""
+    """One model's part of a batch. It covers the sequences that got a score, finite or not."""
 
     model: str
     started: float
     seconds: float
     num_tokens: int
     num_computed_tokens: int
-    num_cached_tokens: int  # that an earlier batch left in the prefix cache
+    num_cached_tokens: int  # read from the prefix cache
     num_truncated: int
     scores: list[float]
 
 
 @dataclass(frozen=True, slots=True)
 class BatchScored:
-    """What a device's thread took from its queue at once, and what its models made of it, one after the other."""
+    """A batch that a device's thread took from its queue, and the forward passes of its models, in order."""
 
     device: str
     num_sequences: int
     num_tokens: int
-    num_computed_tokens: int  # by the model that computed most
+    num_computed_tokens: int  # the largest among the models
     queue_seconds: list[float]  # of each sequence, from queued to taken
     seconds: float
     forwards: tuple[Forward, ...]
@@ -41,7 +38,7 @@ class BatchScored:
 
 @dataclass(frozen=True, slots=True)
 class RequestEnded:
-    """One call of `Engine.score`. `cancelled` means that its caller left, `failed` that it raised a RequestError."""
+    """One call of `Engine.score`. `cancelled` means that the caller cancelled it, `failed` that it raised a RequestError."""
 
     outcome: RequestOutcome
     num_items: int
@@ -49,17 +46,17 @@ class RequestEnded:
 
 
 class Listener(Protocol):
-    """Hears of every event. What it raises is logged, and disturbs neither a thread nor a request."""
+    """Receives every event. What it raises is logged and affects no thread and no request."""
 
     def batch_scored(self, event: BatchScored) -> None:
-        """On the device's own thread, before the requests have their scores."""
+        """Called on the device's thread, before the requests get their scores."""
 
     def request_ended(self, event: RequestEnded) -> None:
-        """On the event loop."""
+        """Called on the event loop."""
 
 
 class NullListener:
-    """The listener where nobody listens."""
+    """Ignores every event."""
 
     def batch_scored(self, event: BatchScored) -> None:
         pass
@@ -69,7 +66,7 @@ class NullListener:
 
 
 class SafeListener:
-    """A listener that may be exchanged at any time, and whose faults end here."""
+    """Passes events on to `listener`, which may be replaced at any time, and logs what it raises."""
 
     def __init__(self) -> None:
         self.listener: Listener = NullListener()
@@ -78,10 +75,10 @@ class SafeListener:
         try:
             self.listener.batch_scored(event)
         except Exception:
-            logger.exception("a listener failed over a batch")
+            logger.exception("the event listener failed on a batch_scored event")
 
     def request_ended(self, event: RequestEnded) -> None:
         try:
             self.listener.request_ended(event)
         except Exception:
-            logger.exception("a listener failed over a request")
+            logger.exception("the event listener failed on a request_ended event")

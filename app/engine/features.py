@@ -1,4 +1,4 @@
-"""What a model's config says of attention that depends on length: windows, chunks, rotary encodings. Knows only configs."""
+"""Config options whose effect depends on a text's length: sliding windows, chunks, rotary encodings. Knows only configs."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,16 +7,16 @@ SLIDING, CHUNKED = "sliding_attention", "chunked_attention"
 
 
 def begins_at(config: Any) -> list[int]:
-    """The lengths in tokens up to which the config's limits of attention change nothing, ascending."""
+    """The config's limits of attention in tokens, ascending. A limit has no effect on texts up to its own length."""
     limits = {layer_limit(config, kind) for kind in (SLIDING, CHUNKED)}
     return sorted(limit for limit in limits if limit is not None)
 
 
 def expected_windows(config: Any, num_calls: int) -> list[int | None]:
-    """Per call of the attention function in a forward, the limit that the config asks for; None: none.
+    """Per call of the attention function in a forward pass, the config's limit in tokens; None: no limit.
 
-    A config that names the kind of each layer says which calls are limited, where it names as many as there are calls; else
-    a limit is for every layer.
+    If the config lists a kind for as many layers as there are calls, each call has its kind's limit. Otherwise a limit
+    applies to every call.
     """
     kinds = [
         kind for kind in getattr(config, "layer_types", None) or () if "attention" in kind and "linear" not in kind
@@ -27,7 +27,7 @@ def expected_windows(config: Any, num_calls: int) -> list[int | None]:
 
 
 def layer_limit(config: Any, kind: str) -> int | None:
-    """How many tokens back a layer of this kind attends to, its own included; None where nothing limits it."""
+    """How many tokens a layer of this kind attends to, counted back from the query's own; None if unlimited."""
     if kind == CHUNKED:
         return as_length(getattr(config, "attention_chunk_size", None))
     if kind == SLIDING and getattr(config, "use_sliding_window", True):
@@ -40,7 +40,7 @@ def as_length(value: Any) -> int | None:
 
 
 def rope_types(config: Any) -> Iterator[str]:
-    """The kinds of rotary encoding that a config names, one for all layers or one per kind of layer."""
+    """The config's types of rotary encoding: one for all layers, or one per kind of layer."""
     parameters = getattr(config, "rope_parameters", None) or {}
     for each in [parameters, *(value for value in parameters.values() if isinstance(value, dict))]:
         if "rope_type" in each:

@@ -1,8 +1,8 @@
-"""The states behind a model's first layers, for tests that ask whether two forwards give the same bits.
+"""The hidden states after a model's first layers, for tests of whether two forward passes give the same bits.
 
-Whether they do depends on the kernels that run: on the shapes and types of the matrices, on the number of rows and on the
-number of threads, not on the numbers in the matrices. So layers of one kind need one test, and on the packed path a forward
-ends behind the first layers that include one of every kind. A checkpoint's 24 or 80 layers are mostly of one kind.
+That depends on the kernels that run: on the shapes and dtypes of the matrices, the number of rows and the number of threads,
+whatever the matrices contain. So one layer of each kind is enough, and on the packed path the tested forward pass stops
+after the first layers that include one of every kind. Most of a checkpoint's 24 or 80 layers are of one kind.
 """
 
 from collections.abc import Hashable
@@ -17,7 +17,7 @@ from app.engine.reward_model import RewardModel
 
 
 class StatesCapturedError(Exception):
-    """Not a failure: ends a forward once the states behind a layer are known."""
+    """Control flow: ends a forward pass once the states after a layer are known."""
 
     def __init__(self, states: Tensor) -> None:
         super().__init__()
@@ -25,10 +25,10 @@ class StatesCapturedError(Exception):
 
 
 def first_layers(model: RewardModel) -> int:
-    """How many of the first layers include one of each kind; 0 where a test has to run the whole forward.
+    """How many of the first layers include one of each kind; 0 if a test must run the whole forward pass.
 
-    That is on other paths than the packed one, where not all matrices are in the layers, and where only all of the layers
-    include each kind. Call it after a packed forward.
+    It must if the path is not the packed one, some matrices are outside the layers, or only all of the layers include each
+    kind. Call it after a packed forward pass.
     """
     layers, attended = model.layers, model.attended_layers
     if model.plan.path != "packed" or len(attended) != len(layers):
@@ -38,20 +38,20 @@ def first_layers(model: RewardModel) -> int:
         return 0
     kinds = [(shape, kind_of(layer)) for shape, layer in zip(attended, layers, strict=True)]
     count = 1 + max(map(kinds.index, kinds))
-    return count if count < len(layers) else 0  # the last layer may compute some rows alone
+    return count if count < len(layers) else 0  # the last layer may compute only some of the rows
 
 
 def kind_of(layer: nn.Module) -> Hashable:
-    """Equal for layers that run the same kernels: their modules, and the types and shapes of their weights."""
+    """Equal for layers that run the same kernels: their modules, and the dtypes and shapes of their weights."""
     modules = tuple((name, type(module)) for name, module in layer.named_modules())
     weights = tuple((name, type(each), each.dtype, each.shape) for name, each in layer.named_parameters())
     return modules, weights
 
 
 def states_for_bits(model: RewardModel, batch: Batch, num_layers: int) -> Tensor:
-    """(tokens of all sequences, hidden) behind the first `num_layers` layers, or of the whole forward where that is 0.
+    """(tokens of all sequences, hidden): states after the first `num_layers` layers; 0 means the whole forward pass.
 
-    All states of the batch must be wanted.
+    The batch must want the token scores of every sequence.
     """
     if not num_layers:
         return model.compute(batch).states
@@ -67,11 +67,11 @@ def states_for_bits(model: RewardModel, batch: Batch, num_layers: int) -> Tensor
 
 
 def capture(packed_row: PackedRow) -> Any:
-    """A hook that ends the forward with the states that a layer returns."""
+    """A forward hook that ends the pass by raising StatesCapturedError with the states that the layer returns."""
 
     def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
         states = output[0] if isinstance(output, tuple) else output
-        if isinstance(states, Tensor) and states.shape[:2] == (1, packed_row.num_rows):  # else the forward goes on
+        if isinstance(states, Tensor) and states.shape[:2] == (1, packed_row.num_rows):  # else the pass continues
             raise StatesCapturedError(states[0])
 
     return hook

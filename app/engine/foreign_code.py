@@ -1,7 +1,7 @@
-"""Calls into code that is not ours: tokenizers and chat templates. What they raise becomes an ordinary exception.
+"""Calls of a checkpoint's tokenizer and chat template, whose exceptions become ForeignCodeError.
 
-A panic in Rust reaches Python as `pyo3_runtime.PanicException`, which is a BaseException: `except Exception` lets it
-pass, and it would end the thread it was raised in.
+A Rust panic arrives in Python as `pyo3_runtime.PanicException`, a BaseException: `except Exception` misses it, and it
+would end the thread.
 """
 
 from collections.abc import Iterator
@@ -11,12 +11,12 @@ from app.errors import one_line
 
 
 class ForeignCodeError(Exception):
-    """Foreign code raised; the message is one line."""
+    """A tokenizer or a chat template raised; the message is one line."""
 
 
 @contextmanager
 def foreign_code() -> Iterator[None]:
-    """Turns whatever is raised inside into a ForeignCodeError. Ctrl+C and an exit pass."""
+    """Turns whatever is raised inside into a ForeignCodeError, except KeyboardInterrupt, SystemExit and GeneratorExit."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit, GeneratorExit):

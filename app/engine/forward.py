@@ -1,4 +1,4 @@
-"""A batch on its way through a model: prepared on the host, then computed."""
+"""The stages of a batch's forward pass: prepared on the host, then computed on the device."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Computed:
-    """What a forward gives for a batch."""
+    """The result of a batch's forward pass."""
 
     states: Tensor
-    """(n, hidden): the states that the head reads, sequence by sequence; all tokens' where token scores are wanted.
+    """(n, hidden): the states that the head reads, sequence by sequence; those of all tokens if token scores are wanted.
 
-    (sequences, k) outputs where the model's own forward applies the head.
+    (sequences, k) outputs if the model's own forward applies the head.
     """
-    num_computed_tokens: Sequence[int]  # per sequence, shared ones counted for the oldest
+    num_computed_tokens: Sequence[int]  # per sequence; a shared token counts for the oldest
     num_cached_tokens: Sequence[int]  # per sequence
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A batch's hold on a prefix cache: what it reads and what it is to fill."""
+    """A batch's reservation in a prefix cache: the slots that it reads and those that it fills."""
 
     cache: "KeyValueCache"
     reservation: Reservation
@@ -39,10 +39,10 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A batch of which the host's part is done. `packed_row` is None on the other paths, `lease` without a cache."""
+    """A batch prepared on the host. `packed_row` is None on paths without packing, `lease` without a prefix cache."""
 
     batch: Batch
-    positions: Sequence[IntArray] = ()  # per sequence, those whose states are read
+    positions: Sequence[IntArray] = ()  # per sequence, the positions whose states the head reads
     packed_row: PackedRow | None = None
     rows: IntArray | None = None  # (n,) the packed rows of the wanted states
     lease: Lease | None = None
@@ -50,7 +50,7 @@ class Prepared:
 
 @contextmanager
 def releasing(lease: Lease | None) -> Iterator[None]:
-    """Gives the lease back if the context ends with an error, even one that ends the thread."""
+    """Releases the lease if the context raises anything, even an exception that ends the thread."""
     try:
         yield
     except BaseException:

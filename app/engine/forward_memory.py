@@ -1,7 +1,7 @@
-"""About how much memory a long text's forward takes on the CPU, so that one that does not fit is refused and not begun.
+"""Estimates the memory of a long text's forward pass on the CPU, so that a text that does not fit is rejected beforehand.
 
-On a GPU an allocation that fails is an exception, and the batch is split. On the CPU the kernel hands out memory that it does
-not have and then kills the process, with every request in it.
+On a GPU a failed allocation raises an exception, and the batch is split. On the CPU, Linux overcommits memory and then kills
+the process, with every request in it.
 """
 
 import math
@@ -17,36 +17,38 @@ if TYPE_CHECKING:
     from app.engine.reward_model import RewardModel
 
 WIDE_TENSORS = 4
-"""As wide as the widest matrix, that exist at one time."""
+"""How many tensors as wide as the widest matrix exist at one time."""
 HIDDEN_TENSORS = 8
+"""How many tensors of the hidden size exist at one time."""
 HEAD_BYTES = 16
-"""Per token and hidden number: the states in float64 and their products, where every token's score is wanted."""
+"""Per token and hidden dimension: the states in float64 and their products, if every token's score is wanted."""
 INDEX_BYTES = 2_000
 """Per token: indices, and the mask of a block of queries."""
 STATE_TENSORS = 6
-"""Of a state-space layer: as wide as the hidden state times the state, in float32."""
+"""For a state-space layer, how many float32 tensors of size hidden * state exist at one time."""
 EAGER_PAIR_BYTES = 32
-"""Per head and pair of tokens, where attention holds its weights."""
+"""Per head and pair of tokens, if attention stores its weights."""
 MASK_PAIR_BYTES = 5
-"""Per pair of tokens, where it holds a mask alone; and a number of the model's type."""
-SHARE = 0.9
-"""Of the memory that is free, what one forward may take."""
+"""Per pair of tokens, if attention stores only a mask; one number of the model's dtype comes on top."""
+MAX_FREE_FRACTION = 0.9
+"""The fraction of the free memory that one forward pass may take."""
 
 
 @dataclass(frozen=True, slots=True)
 class ForwardMemory:
-    """A forward of n tokens takes about `per_token` n + `per_pair` n^2 bytes. Texts up to `free_tokens` are not looked at."""
+    """A forward pass of n tokens takes about `per_token` n + `per_pair` n^2 bytes."""
 
     per_token: int
     per_pair: int
-    free_tokens: int
-    longest: int
+    unchecked_tokens: int
+    """Texts up to this length are always computed: usual batches are as long."""
+    max_length: int
     free_bytes: Callable[[], int | None]
-    """What is free now; None where nothing says."""
+    """The bytes that are free now; None if unknown."""
 
     @classmethod
     def of(cls, model: "RewardModel", free_bytes: Callable[[], int | None]) -> "ForwardMemory":
-        """The estimate for a model whose path is chosen; its usual batches, which are computed all the time, are free."""
+        """The estimate for a model whose execution path is chosen. Texts that fit a usual batch are not checked."""
         return cls(
             per_token(model),
             per_pair(model) if model.plan.path != "packed" else 0,
@@ -56,32 +58,33 @@ class ForwardMemory:
         )
 
     def find_fault(self, num_tokens: int) -> str | None:
-        """Why a text of so many tokens is not computed; None where it is."""
-        if num_tokens <= self.free_tokens:
+        """Why a text of `num_tokens` tokens is rejected; None if it fits."""
+        if num_tokens <= self.unchecked_tokens:
             return None
         wanted, free = self.bytes_for(num_tokens), self.free_bytes()
-        if free is None or wanted <= free * SHARE:
+        if free is None or wanted <= free * MAX_FREE_FRACTION:
             return None
         return (
-            f"has {num_tokens} tokens, within the limit of {self.longest}, but a forward pass of so many takes about "
-            f"{byte_size(wanted)} and {byte_size(free)} of memory is free; shorten it, or set REWARD_MAX_LENGTH to "
-            f"{self.tokens_in(int(free * SHARE))} or less to have longer texts refused or truncated"
+            f"has {num_tokens} tokens, within the limit of {self.max_length}, but its forward pass takes about "
+            f"{byte_size(wanted)} of memory and {byte_size(free)} is free; shorten it, or set REWARD_MAX_LENGTH to "
+            f"{self.tokens_in(int(free * MAX_FREE_FRACTION))} or less to have longer texts rejected or truncated"
         )
 
     def bytes_for(self, num_tokens: int) -> int:
         return self.per_token * num_tokens + self.per_pair * num_tokens**2
 
     def tokens_in(self, num_bytes: int) -> int:
-        """The most tokens that fit, rounded down to two digits; the usual batch at least."""
+        """The most tokens that fit, rounded down to two digits, but at least `unchecked_tokens`."""
         most = num_bytes // self.per_token
         if self.per_pair:
             root = math.isqrt(self.per_token**2 + 4 * self.per_pair * num_bytes)
             most = (root - self.per_token) // (2 * self.per_pair)
         unit: int = 10 ** max(len(str(most)) - 2, 0)
-        return max(most // unit * unit, self.free_tokens)
+        return max(most // unit * unit, self.unchecked_tokens)
 
 
 def per_token(model: "RewardModel") -> int:
+    """Bytes per token."""
     config: Any = model.net.config.get_text_config()
     itemsize: int = model.dtype.itemsize
     widest = max((int(max(matrix.shape[-2:])) for matrix in matrices_of(model.trunk)), default=0)
@@ -92,6 +95,7 @@ def per_token(model: "RewardModel") -> int:
 
 
 def per_pair(model: "RewardModel") -> int:
+    """Bytes per pair of tokens, for attention that is not packed."""
     config = model.net.config.get_text_config()
     heads = first_of(config, "num_attention_heads", "num_heads", "n_head") or 0
     holds_weights = model.own_attention == "eager" or first_of(config, "relative_attention_num_buckets")
@@ -101,12 +105,12 @@ def per_pair(model: "RewardModel") -> int:
 
 
 def matrices_of(trunk: nn.Module) -> list[nn.Parameter]:
-    """The weights that states are multiplied with: all but embeddings and vectors."""
+    """The weights of the matrix products: all parameters but embeddings and vectors."""
     tables = {id(module.weight) for module in trunk.modules() if isinstance(module, nn.Embedding)}
     return [each for each in trunk.parameters() if each.ndim > 1 and id(each) not in tables]
 
 
 def first_of(config: Any, *names: str) -> int | None:
-    """The first of the config's values that is a number."""
+    """The config's first value among `names` that is an integer."""
     values = (getattr(config, name, None) for name in names)
     return next((value for value in values if isinstance(value, int) and not isinstance(value, bool)), None)

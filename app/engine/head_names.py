@@ -1,4 +1,4 @@
-"""The names of a head's parts, for declarations: without torch, which takes seconds to import."""
+"""The names of a head's parts, for declarations. In a module without torch, which takes seconds to import."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""What can be scored: prompt and response, messages, text, a rendered chat, a rollout, token ids. Values only; knows no tokenizer."""
+"""The forms of an input: prompt and response, messages, text, a rendered chat, a rollout, token ids. Knows no tokenizer."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,14 +19,14 @@ class PromptResponse:
 
 @dataclass(frozen=True, slots=True)
 class ChatOptions:
-    """How one conversation is rendered, where that differs from the checkpoint's own rules."""
+    """How one conversation is rendered, if different from the checkpoint's text rules."""
 
     add_generation_prompt: bool | None = None
-    """None: as the rules say."""
+    """None: by the text rules."""
     continue_final_message: bool = False
-    """Leave the last turn open: nothing after its content."""
+    """Leave the last turn open: render nothing after its content."""
     add_special_tokens: bool = False
-    """Put the tokenizer's own special tokens around the rendered text; a BOS never twice."""
+    """Put the tokenizer's own special tokens around the rendered text, but never a second BOS."""
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     tools: tuple[dict[str, Any], ...] = ()
 
@@ -53,16 +53,16 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class RenderedChat:
-    """A conversation that a client rendered, special tokens and all, up to and including the response.
+    """A conversation that a client rendered with special tokens, up to and including the response.
 
-    Where the checkpoint's chat template can have rendered it, it gets the template's BOS and, with `close`, the end of the last
-    turn as the template has it. Any other text is tokenized as it is.
+    If its text matches the checkpoint's chat template, it gets the template's BOS and, with `close`, the template's end of
+    the last turn. Any other text is tokenized as it is.
     """
 
     text: str
     close: bool = True
     add_special_tokens: bool = True
-    """Whether a text that is not the template's gets the tokenizer's own special tokens."""
+    """Whether a text that does not match the template gets the tokenizer's own special tokens."""
 
     @property
     def num_chars(self) -> int:
@@ -71,9 +71,9 @@ class RenderedChat:
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """Messages, and the response as it was generated: it may end with the end-of-turn token.
+    """The prompt's messages, and the response as it was generated, which may end with the end-of-turn token.
 
-    With `close` the template closes the turn; without it the turn ends where the response does.
+    With `close` the template closes the turn; without it nothing follows the response.
     """
 
     prompt: tuple[dict[str, Any], ...]
@@ -96,9 +96,9 @@ class TokenIds:
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """One input of a request. In errors `location` names it to people and `item`, its index, to programs.
+    """One input of a request. Error messages name it by `location`, error bodies by its index `item`.
 
-    `max_length`, in tokens, is this input's limit in place of the model's.
+    `max_length`, in tokens, replaces the model's limit for this input.
     """
 
     form: PromptResponse | Messages | Text | RenderedChat | Rollout | TokenIds
@@ -108,7 +108,7 @@ class Input:
 
     @property
     def num_chars(self) -> int:
-        """Characters to be tokenized; those of a template's own text are left out."""
+        """Characters to be tokenized, without the text that a template adds."""
         return self.form.num_chars
 
 

@@ -1,9 +1,9 @@
-"""The last turn of a conversation that a client rendered with this chat template, closed as the template closes it.
+"""Renders the last turn of a client's rendered conversation again, so that it ends as the chat template ends it.
 
-Trainers send the text of a rollout: the prompt as their own tokenizer's template rendered it, then what the model generated. It
-mostly ends at the end-of-turn token, where the template goes on (ChatML's newline), may lack the BOS, or may end without
-any end of turn. The model was trained on what the template renders, so the last turn is rendered once more by the template
-itself, and the text before it stays as it was sent. Knows templates by what they render, and no tokens.
+Trainers send the text of a rollout: the prompt as their own tokenizer's template rendered it, then what the model generated.
+It usually stops at the end-of-turn token, after which the template may add text (ChatML: a newline). It may lack the BOS, or
+the end of the turn. Reward models are trained on what the template renders, so the template renders the last turn again, and
+the text before it stays as sent. Works on rendered text; knows no tokens.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from typing import Any
 from app.engine.foreign_code import ForeignCodeError
 
 USER, RESPONSE = "qzuserzq", "qzresponsezq"
-"""Contents of the conversation that shows how a template opens and closes a response."""
+"""Contents of a probe conversation that shows what the template renders before and after a response."""
 Render = Callable[[tuple[dict[str, Any], ...], bool], str]
 """Messages and `add_generation_prompt` to text. Raises ForeignCodeError."""
 
@@ -24,37 +24,34 @@ def conversation(response: str) -> tuple[dict[str, Any], ...]:
 
 @dataclass(frozen=True, slots=True)
 class LastTurn:
-    """What one template puts around the last response.
-
-    The template renders a user's turn U and a response R as `... U header lead R closing`.
-    """
+    """What a template renders around the last response: a user's turn U and a response R as `... U header lead R closing`."""
 
     render: Callable[[str], str]
-    """A response as the template renders it: header, lead, the response, closing."""
+    """Renders a response as `header lead R closing`."""
     bos: str | None
     num_bos: int
-    """How often the template's own text begins with the BOS."""
+    """How many BOS tokens the rendered text starts with."""
     header: str
-    """From the user's content to where a policy begins to generate: `<|im_end|>\\n<|im_start|>assistant\\n`."""
+    """From the user's content to where a policy starts to generate: `<|im_end|>\\n<|im_start|>assistant\\n`."""
     lead: str
-    """What the template puts between the header and a response: a space, an empty block of thoughts."""
+    """What the template renders between the header and a response, such as a space or an empty block of thoughts."""
     closing: str
     end_of_turn: str | None
     """The first special token of `closing`."""
     eos: str | None
     generation_prompt: str
-    """What the checkpoint's rules put after the closed turn; mostly nothing."""
+    """What the checkpoint's text rules add after the closed turn; usually empty."""
 
     @classmethod
     def of(
         cls, render: Render, special_tokens: Sequence[str], bos: str | None, eos: str | None, *, generation_prompt: bool
     ) -> "LastTurn | None":
-        """None where the template does not show where a response begins, so that no text can be known to be its own."""
+        """None if the template renders nothing before a response, so that none of its texts can be recognized."""
         try:
             whole = render(conversation(RESPONSE), generation_prompt)
             closed = render(conversation(RESPONSE), False)
             prompt, shown = (render(conversation(RESPONSE)[:1], flag) for flag in (False, True))
-        except ForeignCodeError:  # a template may not like these turns
+        except ForeignCodeError:  # the template may reject these turns
             return None
         if any(text.count(USER) != 1 for text in (whole, closed, prompt, shown)) or whole.count(RESPONSE) != 1:
             return None
@@ -76,13 +73,13 @@ class LastTurn:
         )
 
     def restored(self, text: str, *, close: bool) -> str | None:
-        """The text as the template renders its conversation; None where the text is not this template's.
+        """The text as this template would have rendered it; None if it does not match the template.
 
-        With `close`, the last response is rendered by the template: its end of turn is neither lost nor doubled. The BOS is
-        as the template has it either way.
+        With `close`, the template renders the last response, so that its turn is closed exactly once. In both cases the text
+        gets the template's BOS.
         """
         if close and self.header in text.removesuffix(self.generation_prompt):
-            text = text.removesuffix(self.generation_prompt)  # it comes back with the closing
+            text = text.removesuffix(self.generation_prompt)  # `render` adds it again
         start = text.rfind(self.header)
         if start < 0:
             return None
@@ -93,7 +90,7 @@ class LastTurn:
         return self.with_bos(before + tail)
 
     def without_end(self, response: str) -> str | None:
-        """A response without the end of its turn, whole or in part; None where the turn ends within it."""
+        """A response without the end of its turn, complete or not; None if the turn ends inside the response."""
         if self.eos is not None and self.eos != self.end_of_turn:
             response = response.removesuffix(self.eos)
         if self.end_of_turn is None:
@@ -112,10 +109,10 @@ class LastTurn:
 
 
 def header_of(between: str, suffix: str, *, has_generation_prompt: bool) -> str:
-    """What stands before every response in a text.
+    """What the template renders before a response in every text.
 
-    Of what the template puts `between` a user's content and a response that is all, or as far as it puts it after a prompt
-    (`suffix`): some templates begin a finished response with a block of thoughts.
+    That is everything `between` a user's content and a finished response, unless the template adds something only to finished
+    responses, such as a block of thoughts: then it is the `suffix`, what it renders after a prompt.
     """
     if suffix.strip() and between.startswith(suffix) and (has_generation_prompt or not between[len(suffix) :].strip()):
         return suffix
@@ -130,6 +127,6 @@ def count_leading(text: str, token: str | None) -> int:
 
 
 def first_of(tokens: Sequence[str], text: str) -> str | None:
-    """The token that comes first in the text; of several at one place the longest."""
+    """The token that comes first in the text; the longest of several at one index."""
     found = [(text.find(token), -len(token), token) for token in tokens if token and token in text]
     return min(found)[2] if found else None

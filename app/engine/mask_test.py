@@ -1,9 +1,9 @@
-"""Which tokens a packed model's attention really attends to, counted in the model's own dtype.
+"""Counts which tokens a packed model's attention attends to, in the model's own dtype.
 
-A wrong mask changes hidden states little where a text is long: one key too many among 400 disappears in the rounding of
-bfloat16. So this test asks attention for a count. All queries are 0, so every key that a query sees weighs the same, and
-value j of a key is 1 where the key's code is j, else 0. The result times the number of visible keys is then the number of
-visible keys with each code, exact but for the rounding of the result, and one key more or less is off by a whole 1.
+In a long text a wrong mask hardly changes the hidden states: one key too many among 400 disappears in bfloat16 rounding. So
+this test makes attention count. All queries are 0, so a query weighs all its visible keys equally, and value j of a key is 1
+if the key's random code is j, else 0. The result times the number of visible keys is the number of visible keys with each
+code, up to rounding, and one key too many or too few changes a count by 1.
 """
 
 import numpy as np
@@ -16,11 +16,11 @@ from app.engine.row_layout import RowLayout
 
 MAX_ERROR = 0.5  # of a count
 ROUNDING = 2**-7
-"""Of a count: four times what rounding to bfloat16 costs. A longer path has more keys of each code."""
+"""Relative error allowed for a count, four times the rounding error of bfloat16: in a long path, many keys share a code."""
 
 
 def mask_fault(layers: list[LayerShape], layout: RowLayout, backend: AttentionBackend, row_multiple: int) -> str | None:
-    """What is wrong with attention over the layout in a model of such layers; None where each query sees what it should."""
+    """A description of the error if some query in such layers attends to wrong keys; None if all attend to the right ones."""
     num_rows = backend.num_rows(layout.num_computed_tokens, row_multiple)
     num_keys = backend.num_keys(num_rows, len(layout.cached))
     attention = backend.prepare(layout, num_rows)
@@ -29,20 +29,20 @@ def mask_fault(layers: list[LayerShape], layout: RowLayout, backend: AttentionBa
         query = torch.zeros(1, layer.num_heads, num_rows, layer.head_dim)
         key = torch.zeros(1, layer.num_key_value_heads, num_keys, layer.head_dim)
         value = torch.nn.functional.one_hot(torch.from_numpy(codes), layer.value_dim)[None]
-        with torch.inference_mode():  # as in a forward, so that compiled code serves both
+        with torch.inference_mode():  # as in a forward pass, so that both use the same compiled code
             query, key, value = (each.to(layer.device, layer.dtype) for each in (query, key, value))
             attended = attention.attend(query, key, value, layer.options)[0].float().cpu()  # (rows, heads, value_dim)
         if (off := worst_count(attended, codes, layout, num_rows, layer)) > 1:
             window = layer.options.window
             limit = f" with a sliding window of {window} tokens" if window is not None else ""
             return (
-                f"attention{limit} in {layer.dtype} sees other tokens than it should (by up to {off * MAX_ERROR:.2g})"
+                f"attention{limit} in {layer.dtype} attends to wrong tokens (a count is off by {off * MAX_ERROR:.2g})"
             )
     return None
 
 
 def worst_count(attended: Tensor, codes: IntArray, layout: RowLayout, num_rows: int, layer: LayerShape) -> float:
-    """The greatest error of a count, as a multiple of what rounding may explain; infinite where one is not finite."""
+    """The largest error of a count, divided by what rounding can explain; infinite if a result is not finite."""
     groups = layer.num_heads // layer.num_key_value_heads
     window = layer.options.window
     is_computed = np.isin(np.arange(layout.tree.num_tokens), layout.computed)

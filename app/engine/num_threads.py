@@ -1,8 +1,8 @@
-"""How many threads a forward pass on CPU uses.
+"""How many threads a forward pass on the CPU uses.
 
-Its threads meet after every operation, and wait for each other by spinning. A thread that shares its processor with
-another process then holds up all others: with one busy neighbour on two processors, small forwards took 3 to 20 times as
-long on two threads as on one. So a forward uses no more threads than there are processors free.
+The threads synchronize after every operation and spin while they wait. So a thread that shares its processor with another
+process delays all of them: with one busy process on two processors, small forward passes took 3 to 20 times as long on two
+threads as on one. A forward pass therefore uses at most as many threads as there are free processors.
 """
 
 import math
@@ -18,23 +18,23 @@ from torch import nn
 from app.engine.processors import affinity, quotas
 
 SPARE = 0.4
-"""Others that use less than this much of one more processor are not counted: a client, the system's own work."""
+"""Other processes may use this fraction of a processor without costing a thread: a client, the system's own work."""
 
 
 @dataclass(frozen=True, slots=True)
 class ThreadLimit:
-    """The most threads that a forward uses, and what decided it."""
+    """The maximum number of threads of a forward pass, and what determined it."""
 
     num_threads: int
     reason: str
     is_fixed: bool = False
-    """Whether the operator has set the number: then it is used whatever other processes do."""
+    """Whether the operator has set the number; then it does not follow the load."""
 
 
 def thread_limit(given: int | None) -> ThreadLimit:
-    """REWARD_NUM_THREADS; else the physical cores (or OMP_NUM_THREADS), within the affinity and the quota of processors.
+    """REWARD_NUM_THREADS; else the physical cores (or OMP_NUM_THREADS), limited by CPU affinity and CPU quotas.
 
-    A quota is rounded down, to one at least: the event loop and the tokenizer need the rest.
+    A quota is rounded down, but not below 1: the event loop and the tokenizer use the rest.
     """
     if given is not None:
         return ThreadLimit(given, "REWARD_NUM_THREADS", is_fixed=True)
@@ -49,10 +49,10 @@ def thread_limit(given: int | None) -> ThreadLimit:
 
 
 def candidates_below(limit: int) -> list[int]:
-    """Numbers of threads to choose from besides the limit, falling.
+    """Numbers of threads to choose from besides the limit, descending.
 
-    None is below half of the limit: where every processor has a neighbour, half of each is a fair share. And two services
-    on one machine, each the other's neighbour, settle at half the processors each.
+    None is below half of the limit: if other processes use every processor, half is a fair share, and two services on one
+    machine settle at half of the processors each.
     """
     half = math.ceil(limit / 2)
     return sorted(
@@ -61,39 +61,39 @@ def candidates_below(limit: int) -> list[int]:
 
 
 class ThreadChooser:
-    """Chooses the number of threads by what other processes leave free. One for all models: they share the processors."""
+    """Chooses the number of threads by how many processors are free. All models share one chooser."""
 
     def __init__(self, limit: ThreadLimit, free_processors: Callable[[], float]) -> None:
         self.limit = limit
         self.free_processors = free_processors
 
     def choose(self, counts: Sequence[int]) -> int:
-        """The largest of `counts`, which fall, for which processors are free; the first one where none fits.
+        """The largest of `counts` (descending) for which there are free processors; at least half of the first.
 
-        No number below half of the first fits, see `candidates_below`.
+        The first if none meets both conditions.
         """
         wanted = max(self.free_processors() + SPARE, math.ceil(counts[0] / 2))
         return next((count for count in counts if count <= wanted), counts[0])
 
 
 class ForwardThreads:
-    """Sets torch's number of threads for the forwards of one model.
+    """Sets torch's number of threads for the forward passes of one model.
 
-    By default that is one for a small forward, and for others the number of the thread that computes. `follow` lets
-    it follow the load, `fixed_at` sets it for a test.
+    By default a small forward pass runs on one thread, others on the number that is set for the calling thread. `follow`
+    makes the number follow the load, `fixed_at` fixes it for a test.
     """
 
     def __init__(self) -> None:
         self.counts: tuple[int, ...] = ()
-        """The numbers that may be chosen, falling; the first is the limit. Fewer than two: nothing to choose."""
+        """The numbers to choose from, descending; the first is the limit. With fewer than two, the number stays fixed."""
         self._chooser: ThreadChooser | None = None
-        self._is_large = False  # the forward that runs
+        self._is_large = False  # the forward pass that is running
         self._fixed: int | None = None
 
     def follow(self, chooser: ThreadChooser, counts: tuple[int, ...], layers: Sequence[nn.Module]) -> None:
-        """Chooses among `counts` from now on, before each large forward and before each of its layers.
+        """From now on, chooses one of `counts` before each large forward pass and before each of its layers.
 
-        The scores must have the same bits on each of them; a number that turns out to give others must leave `counts`.
+        The scores must be bitwise equal for all of them; remove a number from `counts` for which they are not.
         """
         self._chooser, self.counts = chooser, counts
         for layer in layers:
@@ -101,7 +101,7 @@ class ForwardThreads:
 
     @contextmanager
     def fixed_at(self, num_threads: int) -> Iterator[None]:
-        """Runs every forward of the context on so many threads, small ones too."""
+        """Within the context, every forward pass runs on `num_threads` threads, small ones too."""
         self._fixed = num_threads
         try:
             yield
@@ -128,5 +128,5 @@ class ForwardThreads:
 
 
 def set_num_threads(wanted: int) -> None:
-    if torch.get_num_threads() != wanted:  # to set it costs more than to ask
+    if torch.get_num_threads() != wanted:  # reading it is cheaper than setting it
         torch.set_num_threads(wanted)

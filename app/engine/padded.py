@@ -1,4 +1,4 @@
-"""Forwards of sequences padded on the right, for models that cannot be packed. Shares nothing between sequences."""
+"""Forward passes of sequences padded on the right, for models that cannot be packed. Prefixes are not shared."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def padded_states(model: "RewardModel", batch: Batch) -> Computed:
-    """Longest first, as many per forward as the token budget holds with their padding."""
+    """Forward passes of the longest sequences first, each with as many as fit the token budget, padding included."""
     order = sorted(range(len(batch)), key=lambda i: -batch.sequences[i].num_tokens)
     states: dict[int, Tensor] = {}
     while order:
@@ -27,6 +27,7 @@ def padded_states(model: "RewardModel", batch: Batch) -> Computed:
 
 
 def single_states(model: "RewardModel", batch: Batch) -> Computed:
+    """One forward pass per sequence."""
     return nothing_shared(batch, [padded_forward(model, batch.part([i]))[0] for i in range(len(batch))])
 
 
@@ -35,7 +36,7 @@ def nothing_shared(batch: Batch, states: Sequence[Tensor]) -> Computed:
 
 
 def padded_forward(model: "RewardModel", batch: Batch) -> list[Tensor]:
-    """Each sequence's states by one forward, padded on the right; the mask says what is padding, whatever its id."""
+    """Each sequence's states, (n, hidden) or (1, k), from one forward pass of the whole batch, padded on the right."""
     model.use_attention(model.own_attention)
     lengths = torch.tensor([sequence.num_tokens for sequence in batch.sequences])
     rows = [torch.from_numpy(sequence.token_ids) for sequence in batch.sequences]
@@ -50,7 +51,7 @@ def padded_forward(model: "RewardModel", batch: Batch) -> list[Tensor]:
 
 
 def token_types(sequences: Sequence[TokenSequence], input_ids: Tensor) -> dict[str, Tensor]:
-    """`token_type_ids` of the padded `input_ids`, (sequences, length), where a sequence is a pair; else none."""
+    """`token_type_ids` for the padded `input_ids`, (sequences, length), if any sequence is a pair; else an empty dict."""
     if all(sequence.token_types is None for sequence in sequences):
         return {}
     types = torch.zeros_like(input_ids, device="cpu")

@@ -1,4 +1,4 @@
-"""Takes the prefix caches of models away while others are loaded beside them: on a GPU the caches hold what is free."""
+"""Frees the prefix caches during a reload, so that a GPU has room for the new models."""
 
 import threading
 import weakref
@@ -10,12 +10,12 @@ from app.engine.reward_model import RewardModel
 if TYPE_CHECKING:
     from app.engine.attention.pool import KeyValueCache
 
-RELOADING = "its memory is lent to a reload"
-SECONDS = 60
+RELOADING = "paused during a reload, which needs its memory"
+MAX_WAIT_SECONDS = 60
 
 
 class PausedCaches:
-    """The caches of the models that are on a GPU. From any thread: a batch that is computed keeps the cache that it has."""
+    """The prefix caches of the models on a GPU, detached. Thread-safe: a running batch keeps the cache that it has."""
 
     def __init__(self, models: Iterable[RewardModel]) -> None:
         self._models: list[tuple[RewardModel, KeyValueCache]] = []
@@ -29,16 +29,16 @@ class PausedCaches:
                 model.cache, model.cache_reason = None, RELOADING
 
     def wait_until_freed(self) -> None:
-        """Returns when the batches that still used the caches have ended, or after a minute."""
+        """Waits until the batches that still use the caches have ended, up to a minute per cache."""
         for freed in self._freed:
-            freed.wait(SECONDS)
+            freed.wait(MAX_WAIT_SECONDS)
 
     def resume(self) -> None:
-        """Gives the models caches of the same size, empty."""
+        """Gives the models empty caches of the same size."""
         for model, cache in self._models:
             model.cache, model.cache_reason = cache, None
 
 
 def is_paused_on(device_type: str) -> bool:
-    """On the CPU a cache takes a small part of the memory, so that it can stay."""
+    """Whether a reload frees the caches on such a device. On the CPU they are small enough to stay."""
     return device_type == "cuda"

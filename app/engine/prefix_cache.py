@@ -1,11 +1,11 @@
-"""Which prefixes a model has computed before, and the pages that hold their keys and values. Knows no torch.
+"""The index of a prefix cache: the prefixes whose keys and values are cached, and the pages that hold them. Knows no torch.
 
-A page has room for 64 tokens, the block of the CPU's attention. Pages form a tree: a page holds the keys and values of its
-tokens behind all the tokens of its ancestors, so that a path from the root spells a prefix. A page that is not full is a
-leaf. A lookup compares token ids, never hashes, and matches part of a page too.
+A page holds up to 64 tokens, the block of the CPU's attention. Pages form a tree in which a path from the root spells a
+prefix: a page's keys and values were computed after the tokens of all its ancestors. A page that is not full is a leaf. A
+lookup compares token ids (never hashes) and can match the first tokens of a page.
 
-Eviction is scan-resistant, as in a segmented LRU cache: pages that were used once are evicted before pages that were used
-by a later batch, and these take three quarters of the pages at most. A page is evicted before its ancestors.
+Eviction is scan-resistant, like a segmented LRU cache: pages that only one batch used are evicted before pages that a later
+batch read. The latter may take at most three quarters of all pages. A page is evicted before its ancestors.
 """
 
 import math
@@ -22,19 +22,19 @@ from app.engine.prefix_tree import TOKEN_BYTES, IntArray, PrefixTree, num_common
 PAGE_TOKENS = 64
 PAGE_BYTES = PAGE_TOKENS * TOKEN_BYTES  # of a key
 MIN_PREFIX_TOKENS = 32
-"""The least `min_prefix_tokens` of any model."""
+"""The smallest `min_prefix_tokens` of any model."""
 MIN_PREFIX_FLOPS = 1e7
-"""Finding and keeping a prefix costs about as much as so many floating-point operations: some 50 us of one processor."""
+"""Finding and storing a prefix costs about as much as this many floating-point operations: about 50 us of one processor."""
 PROTECTED_SHARE = 0.75
 
 
 def least_prefix_tokens(flops_per_token: float) -> int:
-    """The least length of the prefixes that are looked up and kept: shorter ones are computed sooner than found."""
+    """The minimum length in tokens of cached prefixes: computing shorter ones is faster than looking them up."""
     return max(MIN_PREFIX_TOKENS, math.ceil(MIN_PREFIX_FLOPS / flops_per_token))
 
 
 class Page:
-    """The keys and values of up to 64 tokens. `tokens` are these tokens as a key; the root has none."""
+    """The keys and values of up to 64 tokens. `tokens` holds their ids, encoded as a key; the root has none."""
 
     __slots__ = ("children", "index", "last_batch", "order", "parent", "tokens")
 
@@ -42,7 +42,7 @@ class Page:
         self.parent = parent
         self.tokens = tokens
         self.index = index
-        self.last_batch = 0  # that used it
+        self.last_batch = 0  # the last batch that used it
         self.children: dict[bytes, Page] = {}
         self.order: list[bytes] = []  # the children's tokens, sorted
 
@@ -51,12 +51,12 @@ class Page:
         return len(self.tokens) // TOKEN_BYTES
 
     def nearest_child(self, tokens: bytes) -> tuple["Page | None", int]:
-        """The child that shares most tokens with `tokens`, and how many these are."""
+        """The child with the longest common prefix with `tokens`, and its length in tokens."""
         if (child := self.children.get(tokens)) is not None:
             return child, child.num_tokens
-        place = bisect_left(self.order, tokens)
+        index = bisect_left(self.order, tokens)
         best: tuple[Page | None, int] = (None, 0)
-        for other in self.order[max(place - 1, 0) : place + 1]:
+        for other in self.order[max(index - 1, 0) : index + 1]:
             shared = num_common_tokens(other, tokens)
             if shared > best[1]:
                 best = self.children[other], shared
@@ -73,23 +73,23 @@ class Page:
 
 @dataclass(slots=True)
 class Statistics:
-    """What the cache holds, and what it has done since the model was loaded."""
+    """The cache's content now, and its evictions since the model was loaded."""
 
-    num_cached_tokens: int = 0  # in the pages
+    num_cached_tokens: int = 0
     num_evicted_pages: int = 0
 
 
 @dataclass(slots=True)
 class Reservation:
-    """The pages that one batch reads, and those that it fills. A slot is a token's place: 64 * page + offset."""
+    """The pages that one batch reads, and those that it fills. A slot is a token's index in the pool: 64 * page + offset."""
 
-    slots: IntArray  # (tree rows,) where a cached row's keys and values are, -1 where none are
+    slots: IntArray  # (tree rows,) the slot of a cached row, -1 if it is not cached
     num_cached_tokens: list[int]  # per sequence
-    generation: int  # of the cache: a reservation from before it was cleared holds nothing in it
-    version: int  # of the cache, when it looked
+    generation: int  # of the cache; a later one means that it was cleared since, and the reservation is void
+    version: int  # of the cache at the lookup
     page_of: dict[int, int] = field(default_factory=dict)  # the pages to fill, by the tree row of their last token
-    filled_rows: IntArray = field(default_factory=lambda: np.empty(0, np.int64))  # the tree rows that go
-    filled_slots: IntArray = field(default_factory=lambda: np.empty(0, np.int64))  # to these slots
+    filled_rows: IntArray = field(default_factory=lambda: np.empty(0, np.int64))  # the tree rows to copy
+    filled_slots: IntArray = field(default_factory=lambda: np.empty(0, np.int64))  # the slots to copy them to
 
     @property
     def is_empty(self) -> bool:
@@ -98,9 +98,9 @@ class Reservation:
 
 
 class PrefixCache:
-    """Finds cached prefixes and decides what is kept, in `num_pages` pages. Not thread-safe.
+    """Finds cached prefixes and decides which pages to keep, at most `num_pages`. Not thread-safe.
 
-    Prefixes and sequences of fewer than `min_prefix_tokens` are neither looked up nor kept.
+    Prefixes and sequences shorter than `min_prefix_tokens` are neither looked up nor stored.
     """
 
     def __init__(self, num_pages: int, min_prefix_tokens: int = MIN_PREFIX_TOKENS) -> None:
@@ -108,18 +108,18 @@ class PrefixCache:
         self.min_prefix_tokens = min_prefix_tokens
         self.statistics = Statistics()
         self._batch = 0
-        self._generation = 0  # changes when everything is forgotten
-        self._version = 0  # changes when more becomes known, too
+        self._generation = 0  # increases when the cache is cleared
+        self._version = 0  # increases when it is cleared or a page is added
         self.clear()
 
     def clear(self) -> None:
-        """Forgets everything."""
+        """Empties the cache."""
         self._generation += 1
         self._version += 1
         self._root = Page(None, b"", -1)
-        self._free = list(range(self.num_pages - 1, -1, -1))  # the lowest is taken first
+        self._free = list(range(self.num_pages - 1, -1, -1))  # popped from the end, lowest index first
         self._once: OrderedDict[Page, None] = OrderedDict()  # used by one batch; least recently used first
-        self._protected: OrderedDict[Page, None] = OrderedDict()  # used by several; likewise
+        self._protected: OrderedDict[Page, None] = OrderedDict()  # used by several batches; likewise
         self.statistics.num_cached_tokens = 0
 
     def resize(self, num_pages: int) -> None:
@@ -131,20 +131,20 @@ class PrefixCache:
         return not self._root.children
 
     def may_use(self, key: bytes) -> bool:
-        """Whether the sequence is long enough for a prefix of it to be looked up and kept."""
+        """Whether the sequence is long enough for the cache."""
         return len(key) >= self.min_prefix_tokens * TOKEN_BYTES
 
     def num_cached_tokens(self, key: bytes) -> int:
-        """The length of the longest cached prefix of a key, in tokens; 0 where it is too short to be used."""
+        """The length of the longest cached prefix of a key, in tokens; 0 if it is too short to be used."""
         return sum(shared for _, shared in self._find(key))
 
     # -- a batch ----------------------------------------------------------------------------------------------------
 
     def reserve(self, keys: Sequence[bytes], tree: PrefixTree) -> Reservation:
-        """Finds what is cached of the batch's sequences and takes pages for the rest, as many as can be had.
+        """Looks up the cached prefixes of the batch's sequences, and takes pages for the other tokens while there are any.
 
-        The caller then calls either `publish` or `release`. It may reserve for the next batch before that, once nothing
-        that the next batch writes can come before what this one reads and writes.
+        The caller must then call either `publish` or `release`. It may reserve for the next batch first, provided that the
+        device writes the next batch's keys only after it has run this batch.
         """
         self._batch += 1
         reservation = Reservation(np.full(tree.num_tokens, -1, np.int64), [], self._generation, self._version)
@@ -164,7 +164,7 @@ class PrefixCache:
         return reservation
 
     def _take_pages(self, reservation: Reservation, tree: PrefixTree, known: Sequence[int]) -> None:
-        """Takes a page for every block of every path that has none, each after the block before it."""
+        """Takes a page for every block of every path that has none. A block gets one only if the block before it has one."""
         rows, slots = [], []
         for path, num_known in zip(tree.paths, known, strict=True):
             if len(path) < self.min_prefix_tokens:
@@ -184,7 +184,7 @@ class PrefixCache:
             reservation.filled_rows, reservation.filled_slots = np.concatenate(rows), np.concatenate(slots)
 
     def publish(self, keys: Sequence[bytes], tree: PrefixTree, reservation: Reservation) -> None:
-        """Makes the filled pages known to later batches. For use once they hold what they should."""
+        """Adds the filled pages to the index, so that later batches find them. Call it after the keys were written."""
         if reservation.generation != self._generation:
             return
         for key, path in zip(keys, tree.paths, strict=True):
@@ -195,11 +195,11 @@ class PrefixCache:
                 tokens = key[start * TOKEN_BYTES : start * TOKEN_BYTES + PAGE_BYTES]
                 nearest, shared = page.nearest_child(tokens)
                 num_tokens = len(tokens) // TOKEN_BYTES
-                if nearest is None or shared < num_tokens:  # else an equal page, or a longer one that begins so
+                if nearest is None or shared < num_tokens:  # else there is an equal page, or a longer one with this prefix
                     index = reservation.page_of.pop(int(path[start + num_tokens - 1]), None)
                     if index is None:
                         break
-                    if nearest is not None and shared == nearest.num_tokens:  # a part of the new page
+                    if nearest is not None and shared == nearest.num_tokens:  # the new page contains it
                         self._remove(nearest)
                     nearest = Page(page, tokens, index)
                     self._version += 1
@@ -213,13 +213,13 @@ class PrefixCache:
         self.release(reservation)
 
     def release(self, reservation: Reservation) -> None:
-        """Gives back the pages that were taken and not published."""
+        """Frees the pages that were taken and not published."""
         if reservation.generation == self._generation:
             self._free += reservation.page_of.values()
         reservation.page_of = {}
 
     def is_current(self, reservation: Reservation, keys: Sequence[bytes]) -> bool:
-        """Whether to reserve for the keys anew would find nothing more."""
+        """Whether reserving again would find no more cached tokens than `reservation` has."""
         if reservation.version == self._version:
             return True
         known = zip(keys, reservation.num_cached_tokens, strict=True)
@@ -229,9 +229,9 @@ class PrefixCache:
     # -- pages ------------------------------------------------------------------------------------------------------
 
     def _find(self, key: bytes) -> list[tuple[Page, int]]:
-        """The pages along a key, each with how many of its first tokens the key has: all but for the last one.
+        """The pages along a key, each with the number of its first tokens that match. Only the last may match in part.
 
-        None where the prefix would be shorter than `min_prefix_tokens`.
+        Empty if the prefix would be shorter than `min_prefix_tokens`.
         """
         if not self.may_use(key):
             return []
@@ -248,7 +248,7 @@ class PrefixCache:
         return found if num_found >= self.min_prefix_tokens else []
 
     def _use(self, pages: Sequence[Page]) -> None:
-        """Notes that the batch reads the pages, which are a path from the root: each is now protected."""
+        """Marks pages, a path from the root, as read by the current batch, which makes them protected."""
         for page in reversed(pages):  # the deepest first, so that each is evicted before its ancestors
             page.last_batch = self._batch
             self._once.pop(page, None)
@@ -259,13 +259,13 @@ class PrefixCache:
             self._once[demoted] = None
 
     def _refresh(self, trail: Sequence[Page]) -> None:
-        """Moves the pages of a path to the recent end of their orders, the deepest first."""
+        """Marks the pages of a path as most recently used, the deepest first."""
         for page in reversed(trail):
             page.last_batch = self._batch
             (self._protected if page in self._protected else self._once).move_to_end(page)
 
     def _take_page(self) -> int | None:
-        """A free page, or that of the page evicted for it; None where the batch itself uses all of them."""
+        """The index of a free page, evicting one if necessary; None if the current batch uses all of them."""
         if not self._free:
             victim = next((page for page in self._victims() if page.last_batch != self._batch), None)
             if victim is None:
@@ -275,7 +275,7 @@ class PrefixCache:
         return self._free.pop()
 
     def _victims(self) -> Iterator[Page]:
-        """The next page to evict of those that were used once, then of the others."""
+        """The next page to evict of those used by one batch, then of the protected ones."""
         yield from (next(iter(order)) for order in (self._once, self._protected) if order)
 
     def _remove(self, page: Page) -> None:
@@ -288,7 +288,7 @@ class PrefixCache:
         self.statistics.num_cached_tokens -= page.num_tokens
 
     def check(self) -> Self:
-        """Raises AssertionError where the pages are not in order; for tests."""
+        """Raises AssertionError if the pages are inconsistent; for tests."""
         held = [*self._once, *self._protected]
         indices = [page.index for page in held] + self._free
         assert sorted(indices) == list(range(self.num_pages))

@@ -1,8 +1,8 @@
-"""The prefix tree of a batch: which tokens are computed, and what each may attend to. Knows no torch and no model.
+"""The prefix tree of a batch: its distinct tokens, and which of them each may attend to. Knows no torch and no model.
 
-Sequences are keys: their token ids as big-endian 32-bit words. Keys then sort as the id lists do, neighbours in sorted
-order share the longest prefixes, and a common prefix is found by one XOR. In sorted order a depth-first layout of the
-tree is each sequence's own tail behind what it shares with the one before.
+A sequence is encoded as a key: its token ids as big-endian 32-bit words. Keys sort like the lists of ids, neighbours in
+sorted order share the longest prefixes, and one XOR finds the common prefix of two keys. The depth-first layout of the tree
+follows the sorted order: it appends, for each sequence, the tokens that it does not share with the one before.
 """
 
 from array import array
@@ -39,20 +39,20 @@ def num_common_tokens(a: bytes, b: bytes) -> int:
 
 
 class TreeSize:
-    """Counts the tokens of a growing tree: what a key adds, before and when it is added."""
+    """The number of tokens in a tree as keys are added."""
 
     def __init__(self) -> None:
         self.num_tokens = 0
         self._keys: list[bytes] = []
 
     def cost(self, key: bytes) -> int:
-        """The tokens that `key` would add: its own less the longest prefix that the tree already has."""
-        place = bisect_left(self._keys, key)
-        neighbours = self._keys[max(place - 1, 0) : place + 1]
+        """How many tokens `key` would add: its length minus that of its longest prefix in the tree."""
+        index = bisect_left(self._keys, key)
+        neighbours = self._keys[max(index - 1, 0) : index + 1]
         return len(key) // TOKEN_BYTES - max((num_common_tokens(key, other) for other in neighbours), default=0)
 
     def add(self, key: bytes, cost: int | None = None) -> int:
-        """Adds the key; returns its cost, which may be given where it is known."""
+        """Adds the key and returns its cost. Pass `cost` if it is known."""
         cost = self.cost(key) if cost is None else cost
         insort(self._keys, key)
         self.num_tokens += cost
@@ -63,23 +63,22 @@ class TreeSize:
 class PrefixTree:
     """A batch's token trie in depth-first order, as one packed row of `num_tokens`.
 
-    Token q attends to token k exactly when `k <= q < end()[k]` (and, under a sliding window of w, `depth[q] - depth[k] < w`).
+    Token q attends to token k exactly if `k <= q < end()[k]` (and, with a sliding window of w, `depth[q] - depth[k] < w`).
     """
 
     token_ids: IntArray  # (num_tokens,)
     depth: IntArray  # (num_tokens,) a token's position in its sequences
     paths: list[IntArray]  # per sequence, in the caller's order: the rows of its tokens, first to last
-    tails: list[tuple[int, int]]  # per sequence, in the caller's order: its first own token's depth, and its length
-    forks: list[
-        tuple[int, int]
-    ]  # per tail in depth-first order: the depth at which it leaves the path before it, its row
+    tails: list[tuple[int, int]]  # per sequence, in the caller's order: the depth of its first own token, its length
+    forks: list[tuple[int, int]]
+    """Per tail in depth-first order: the depth at which it branches off the path before it, and its first row."""
 
     @property
     def num_tokens(self) -> int:
         return len(self.token_ids)
 
     def end(self) -> IntArray:
-        """Per token, the row where its subtree ends: at the next tail that starts no deeper than the token lies."""
+        """Per token, the row after its subtree: the first row of the next tail that starts no deeper than the token."""
         end = np.full(self.num_tokens, self.num_tokens, np.int64)
         open_rows = np.empty(0, np.int64)  # the rows of the current path, by depth
         stops = [*(row for _, row in self.forks[1:]), self.num_tokens]

@@ -1,4 +1,4 @@
-"""The process: library switches that must be set before the first forward, and how it ends while work is left."""
+"""Settings of the process: library switches before the first forward pass, memory, open files, and exit with work left."""
 
 import asyncio
 import contextlib
@@ -19,20 +19,20 @@ MAX_FILES = 65536
 
 
 def prepare_process() -> None:
-    """Call before any forward and any other thread; calling it again changes nothing."""
-    # MKL sums each row of a product in one order whatever the other rows are ("strict" conditional numerical
-    # reproducibility, AVX2 and AVX-512). Read at its first call. No cost could be measured.
+    """Call it before any forward pass and before other threads start; further calls have no effect."""
+    # "Strict" conditional numerical reproducibility: MKL sums each row of a product in an order that does not depend on the
+    # other rows (AVX2 and AVX-512). MKL reads the variable at its first call. We measured no cost.
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
-    # Tokenizers' own threads would compete with the forward for the cores, and one thread is ahead of any model.
+    # The tokenizer's own threads would compete with the forward pass for the cores, and one thread is faster than any model.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     keep_freed_memory()
 
 
 def keep_freed_memory() -> None:
-    """Has glibc keep what a forward frees for the next one, instead of giving it back and faulting it in again.
+    """Makes glibc keep the memory that a forward pass frees for the next one, instead of returning it to the system.
 
-    Costs a forward's working memory between forwards; saves 400,000 page faults, a tenth of the time, on the benchmark's
-    `distinct`. One arena, because only the first one can grow past 64 MB. Without glibc nothing happens.
+    This holds one forward pass's working memory, and saves 400,000 page faults, a tenth of the time, in the benchmark
+    `distinct`. It sets one arena, because only the first can grow beyond 64 MB. Has no effect without glibc.
     """
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
@@ -41,14 +41,14 @@ def keep_freed_memory() -> None:
 
 
 def give_back_freed_memory() -> None:
-    """Gives the system what `keep_freed_memory` has kept: for the rare end of something large. Without glibc nothing
-    happens."""
+    """Returns the memory that `keep_freed_memory` has kept to the system, after something large has ended. Has no effect
+    without glibc."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def raise_file_limit() -> int:
-    """Allows the process as many open files as it may have, a connection being one; how many that is."""
+    """Raises the soft limit of open files (each connection is one) as far as allowed, and returns it."""
     import resource  # not on Windows
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -63,8 +63,8 @@ def raise_file_limit() -> int:
 def in_daemon_thread(work: Callable[[], R]) -> "asyncio.Future[R]":
     """Calls `work` on a thread of its own; the future gets what it returns or raises.
 
-    Unlike `asyncio.to_thread`, neither the event loop nor the interpreter waits for the thread when it ends: for work
-    that may never return, such as a download from a hub that does not answer.
+    For work that may never return, such as a download from a hub that does not answer: unlike with `asyncio.to_thread`,
+    neither the event loop nor the interpreter waits for the thread at exit.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[R] = loop.create_future()
@@ -83,7 +83,7 @@ def in_daemon_thread(work: Callable[[], R]) -> "asyncio.Future[R]":
         failure: BaseException | None = None
         try:
             result = context.run(work)
-        except BaseException as error:  # noqa: BLE001 - it belongs to whoever awaits the future
+        except BaseException as error:  # noqa: BLE001 - raised where the future is awaited
             failure = error
         with contextlib.suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(finish, result, failure)
@@ -93,10 +93,10 @@ def in_daemon_thread(work: Callable[[], R]) -> "asyncio.Future[R]":
 
 
 def has_daemon_work() -> bool:
-    """Whether work that `in_daemon_thread` began is still running.
+    """Whether work that `in_daemon_thread` started is still running.
 
-    Then end the process by `exit_now`: Python stops daemon threads wherever they are, and one that is stopped inside
-    C++ aborts the process.
+    If so, end the process with `exit_now`: Python's own exit stops daemon threads anywhere, and stopping one inside C++ code
+    aborts the process.
     """
     threads = [thread for thread in threading.enumerate() if thread.name == DAEMON_THREAD]
     for thread in threads:  # one that has delivered its result ends within this time

@@ -1,6 +1,6 @@
-"""How many processors this process may use, and how many of them other processes leave free.
+"""How many processors this process may use, and how many of them are free, from the system's counters.
 
-Reads the system's counters. Knows neither torch nor models.
+Knows neither torch nor models.
 """
 
 import math
@@ -14,20 +14,20 @@ from pathlib import Path
 from app.engine.cgroups import CGROUPS, PROC, ControlGroup, control_groups
 
 WINDOW_SECONDS = 0.25
-"""Over which the use of processors is averaged. The kernel counts in hundredths of a second."""
+"""The use of processors is averaged over this time. The kernel counts in hundredths of a second."""
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """The processors' time that a control group may use, such as a container with `--cpus 1.5`."""
+    """A control group's CPU quota, such as that of a container with `--cpus 1.5`."""
 
     num_processors: float
     limit_file: Path
     group: ControlGroup
 
     def used_seconds(self) -> float | None:
-        """Of processors' time, by all processes of the group since it exists; None where the group does not tell."""
+        """The CPU time that all processes of the group have used since it was created; None if unknown."""
         with suppress(OSError, ValueError, KeyError):
             if self.group.version == 1:
                 return int((self.group.path / "cpuacct.usage").read_text()) / 1e9
@@ -44,7 +44,7 @@ def affinity() -> frozenset[int]:
 
 
 def quotas(proc: Path = PROC, root: Path = CGROUPS) -> Iterator[Quota]:
-    """The quotas that this process is under, in control groups of version 1 and 2; nested groups may have one each."""
+    """The CPU quotas of this process, from control groups of version 1 and 2; nested groups may have one each."""
     for group in control_groups("cpu", proc, root):
         with suppress(OSError, ValueError):  # no such file, or "max": no quota
             if group.version == 1:
@@ -59,16 +59,16 @@ def quotas(proc: Path = PROC, root: Path = CGROUPS) -> Iterator[Quota]:
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """The system's counters at one moment, all in seconds."""
+    """The system's counters at one time, all in seconds."""
 
     at: float
-    own: float  # processors' time of this process
-    idle: float | None  # of the processors that it may run on, summed; None where unknown
-    used: tuple[float | None, ...]  # by the groups that have a quota
+    own: float  # CPU time of this process
+    idle: float | None  # idle time of the processors that it may run on, summed; None if unknown
+    used: tuple[float | None, ...]  # CPU time of each group with a quota
 
 
 class FreeProcessors:
-    """Measures how many processors this process could use: those that it uses itself, and those that nobody uses."""
+    """Measures how many processors this process could use: those that it uses now, and those that are idle."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class FreeProcessors:
         self._free = math.inf
 
     def __call__(self) -> float:
-        """The average of the last window. Infinite before the first one ends and where the system does not tell."""
+        """The average over the last window. Infinite before the first window ends, and if the system has no counters."""
         if self._clock() - self._last.at >= WINDOW_SECONDS:
             before, self._last = self._last, self._read()
             self._free = min(self._between(before, self._last))
@@ -105,7 +105,7 @@ class FreeProcessors:
         return Counters(self._clock(), self._own_seconds(), self._idle_seconds(), used)
 
     def _idle_seconds(self) -> float | None:
-        """Since the system's start; waiting for a disk is idle, and what a hypervisor takes away is not."""
+        """Idle seconds since the system's start. Waiting for a disk counts as idle, time taken by a hypervisor does not."""
         ticks, num_found = 0, 0
         with suppress(OSError, ValueError, IndexError):
             for line in (self._proc / "stat").read_text().splitlines():

@@ -1,4 +1,4 @@
-"""An input as text: the chat template, or the texts as they are, and the special tokens that open and close them."""
+"""Renders an input to text: with the chat template or as it is, with the special tokens before and after it."""
 
 import inspect
 from dataclasses import dataclass, replace
@@ -13,27 +13,27 @@ from app.engine.last_turn import LastTurn
 from app.engine.text_rules import StepRule, TextRules
 from app.errors import InvalidInputError
 
-Turns = tuple[dict[str, Any], ...]
+Conversation = tuple[dict[str, Any], ...]
 NO_OPTIONS = ChatOptions()
 RENDERED_FIELDS = ("tool_calls", "reasoning_content")
-"""Fields of a message that are part of what it says."""
+"""Fields of a message that are part of its content, so a template that ignores them would change the score."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """One text, or the two of a pair, as they go to the tokenizer, and the ids of the special tokens around one text."""
+    """One text, or the two of a pair, to be tokenized, and the ids of the special tokens before and after a single text."""
 
     texts: tuple[str, ...]
     leading: tuple[int, ...] = ()
     trailing: tuple[int, ...] = ()
     prompt: str | None = None
-    """What stands before the response, if the input says so."""
+    """The text before the response, if the input separates them."""
     is_steps: bool = False
-    """The texts are a prompt and the steps of its response."""
+    """Whether the texts are a prompt and the steps of its response."""
 
 
 class Renderer:
-    """A tokenizer's chat template and special tokens, under the checkpoint's text rules."""
+    """Renders inputs with a tokenizer's chat template and special tokens and the checkpoint's text rules."""
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, rules: TextRules, encoder: TextEncoder, *, takes_pairs: bool
@@ -49,7 +49,7 @@ class Renderer:
         self._bos_id: int | None = tokenizer.bos_token_id
         self._eos_id: int | None = tokenizer.eos_token_id
         self._last_turn: LastTurn | None = None
-        if self.has_template:  # now: the first use opens files, of which a flood of connections may leave none
+        if self.has_template:  # at start: the first use opens files, and later connections may use up all descriptors
             self._last_turn = LastTurn.of(
                 lambda messages, generation_prompt: self._apply(messages, add_generation_prompt=generation_prompt),
                 special_tokens=[str(token) for token in tokenizer.get_added_vocab()],
@@ -59,7 +59,7 @@ class Renderer:
             )
 
     def render(self, item: Input) -> Rendered:
-        """Raises InvalidInputError."""
+        """Raises InvalidInputError if the checkpoint's template cannot render the input."""
         return self._by_form(item) if self.rules.steps is None else self._by_steps(item, self.rules.steps)
 
     def _by_form(self, item: Input) -> Rendered:
@@ -79,9 +79,9 @@ class Renderer:
         raise AssertionError(item.form)
 
     def prompt_of(self, item: Input, whole: Rendered) -> str | None:
-        """The rendered text before the response; None where the input does not say where that begins."""
+        """The rendered text before the response; None if the input does not mark where the response begins."""
         form = item.form
-        turns: Turns = ()
+        turns: Conversation = ()
         if isinstance(form, PromptResponse) and self.has_template:
             turns = ({"role": "user", "content": form.prompt},)
         elif isinstance(form, Messages) and len(form.messages) > 1:
@@ -94,7 +94,7 @@ class Renderer:
     def _by_steps(self, item: Input, rule: StepRule) -> Rendered:
         match item.form:
             case PromptResponse(prompt, response):
-                turns: Turns = ({"role": "user", "content": prompt},)
+                turns: Conversation = ({"role": "user", "content": prompt},)
             case Rollout(turns, response):
                 pass
             case Messages((*first, {"role": "assistant", "content": str(response)}), options) if first:
@@ -102,14 +102,14 @@ class Renderer:
                 self._check_rendered(item, turns, options)
             case _:
                 raise InvalidInputError(
-                    f"{item.location} does not say where its response begins, and the model reads the steps of a response; send "
-                    "prompt and response, or messages that end in the assistant's turn",
+                    f"{item.location} does not mark where its response begins, and the model scores the steps of a response; "
+                    "send prompt and response, or messages that end in the assistant's turn",
                     item.item,
                 )
         before = self._from_template(self._apply_for(item, turns, generation_prompt=True))
         return Rendered((*before.texts, *response.split(rule.separator)), before.leading, is_steps=True)
 
-    def _pair_of(self, item: Input, messages: Turns) -> Rendered:
+    def _pair_of(self, item: Input, messages: Conversation) -> Rendered:
         if not self.takes_pairs or [message.get("role") for message in messages] != ["user", "assistant"]:
             raise InvalidInputError(
                 f"{item.location} has messages, but the checkpoint has no chat template; "
@@ -125,13 +125,13 @@ class Renderer:
             return self._conversation(item, turns_of(prompt, response))
         return self._plain(prompt + response, prompt=prompt, with_special_tokens=True)
 
-    def _conversation(self, item: Input, messages: Turns, options: ChatOptions = NO_OPTIONS) -> Rendered:
+    def _conversation(self, item: Input, messages: Conversation, options: ChatOptions = NO_OPTIONS) -> Rendered:
         self._check_rendered(item, messages, options)
         text = self._apply_for(item, messages, options, generation_prompt=options.add_generation_prompt)
         return self._from_template(text, with_special_tokens=options.add_special_tokens)
 
-    def _check_rendered(self, item: Input, messages: Turns, options: ChatOptions) -> None:
-        """Raises InvalidInputError for what the template would drop in silence, or what is not the template's."""
+    def _check_rendered(self, item: Input, messages: Conversation, options: ChatOptions) -> None:
+        """Raises InvalidInputError for fields, tools and variables that the template would ignore."""
         for name in RENDERED_FIELDS:
             if name not in self._template and any(message.get(name) for message in messages):
                 raise InvalidInputError(
@@ -162,7 +162,7 @@ class Renderer:
     def _rendered_chat(self, form: RenderedChat) -> Rendered:
         try:
             restored = self._last_turn.restored(form.text, close=form.close) if self._last_turn is not None else None
-        except ForeignCodeError:  # what the template does not take it has not rendered
+        except ForeignCodeError:  # the template rejects this conversation, so it cannot have rendered it
             restored = None
         if restored is not None:
             return self._from_template(restored)
@@ -171,7 +171,7 @@ class Renderer:
     def _from_template(self, text: str, *, with_special_tokens: bool = False) -> Rendered:
         if with_special_tokens:
             return self._plain(text, prompt=None, with_special_tokens=True)
-        leading = tuple(i for i in self._encoder.leading if i == self._bos_id)  # nothing else belongs before a template
+        leading = tuple(i for i in self._encoder.leading if i == self._bos_id)  # only a BOS belongs before a template
         return Rendered((text,), self._leading(text, leading))
 
     def _plain(self, text: str, *, prompt: str | None, with_special_tokens: bool) -> Rendered:
@@ -183,7 +183,7 @@ class Renderer:
         return Rendered((text,), self._leading(text, leading), trailing, prompt)
 
     def _leading(self, text: str, leading: tuple[int, ...]) -> tuple[int, ...]:
-        """The tokens before the text: one BOS at most, and none where the text brings its own."""
+        """The tokens before the text: at most one BOS, and none if the text already begins with it."""
         if self._bos_id is None:
             return leading
         begins_with_bos = self._bos is not None and text.startswith(self._bos)
@@ -194,9 +194,9 @@ class Renderer:
         return leading
 
     def _apply_for(
-        self, item: Input, messages: Turns, options: ChatOptions = NO_OPTIONS, *, generation_prompt: bool | None
+        self, item: Input, messages: Conversation, options: ChatOptions = NO_OPTIONS, *, generation_prompt: bool | None
     ) -> str:
-        """`generation_prompt` None: as the rules say, and never after a turn that is left open."""
+        """Applies the template. `generation_prompt` None: by the text rules, but never after a turn that is left open."""
         if generation_prompt is None:
             generation_prompt = self.rules.generation_prompt and not options.continue_final_message
         given: dict[str, Any] = dict(options.template_kwargs)
@@ -206,12 +206,12 @@ class Renderer:
             given["continue_final_message"] = True
         try:
             return self._apply(messages, add_generation_prompt=generation_prompt, **given)
-        except ForeignCodeError as error:  # a template's fault with one input is that input's
+        except ForeignCodeError as error:  # what a template raises is the input's error
             raise InvalidInputError(
                 f"{item.location} does not fit the checkpoint's chat template: {error}", item.item
             ) from error
 
-    def _apply(self, messages: Turns, **options: Any) -> str:
+    def _apply(self, messages: Conversation, **options: Any) -> str:
         if self.rules.system is not None and not (messages and messages[0].get("role") == "system"):
             messages = ({"role": "system", "content": self.rules.system}, *messages)
         if self.rules.chat_template is not None:
@@ -223,11 +223,11 @@ class Renderer:
         return self._without_bos(str(text))
 
     def _without_bos(self, text: str) -> str:
-        """The text as it is, or without the BOS that it brings where the rules want none."""
+        """The text, without a leading BOS if the text rules forbid one."""
         while self.rules.add_bos is False and self._bos and text.startswith(self._bos):
             text = text.removeprefix(self._bos)
         return text
 
 
-def turns_of(prompt: str, response: str) -> Turns:
+def turns_of(prompt: str, response: str) -> Conversation:
     return ({"role": "user", "content": prompt}, {"role": "assistant", "content": response})

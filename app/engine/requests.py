@@ -1,4 +1,4 @@
-"""A call of `Engine.score` on its way, and its answer. Knows neither threads nor models."""
+"""A call of `Engine.score` while it runs, and its result. Knows neither threads nor models."""
 
 import asyncio
 import math
@@ -14,12 +14,12 @@ from app.engine.text_tokens import LONG_CHARS
 from app.errors import NonFiniteScoreError, RequestError
 
 MAX_SLICE_INPUTS, MAX_SLICE_CHARS = 32, 65_536
-"""What is tokenized of one request before it is the next one's turn; a long input is a slice of its own."""
+"""The limits of a slice: how much of one request is tokenized before the next. A long input is a slice of its own."""
 
 
 @dataclass(frozen=True, slots=True)
 class ItemScore:
-    """What one model says of one input."""
+    """One model's result for one input."""
 
     score: float
     num_tokens: int
@@ -27,18 +27,18 @@ class ItemScore:
     token_scores: list[float] | None
     num_cached_tokens: int = 0
     steps: Steps | None = None
-    is_probability: bool = False  # whether the scores are probabilities already
+    is_probability: bool = False  # the head outputs probabilities, so no sigmoid must be applied
 
 
 @dataclass(slots=True)
 class Times:
-    """When a request's parts began and ended, by `time.perf_counter`, and the batches that it was part of."""
+    """When a request's stages began and ended, by `time.perf_counter`, and the batches that contained its sequences."""
 
     submitted: float = field(default_factory=perf_counter)
-    first_queued: float = math.inf  # of its sequences
+    first_queued: float = math.inf  # the first of its sequences
     last_queued: float = 0.0
     last_taken: float = 0.0
-    queue_seconds: float = 0.0  # the longest that a sequence waited
+    queue_seconds: float = 0.0  # the longest wait of a sequence
     batches: list[BatchScored] = field(default_factory=list)
 
     def add(self, job: Job, batch: BatchScored) -> None:
@@ -52,7 +52,7 @@ class Times:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """A request's answer: per input and model, and the tokens that went in, that were computed and that were cached."""
+    """A request's result: one score per input and model, and the numbers of all, computed and cached tokens."""
 
     items: list[dict[str, ItemScore]]
     num_tokens: int
@@ -62,7 +62,7 @@ class Scores:
 
 
 class Request(Ticket):
-    """One call of `Engine.score` on its way. Its results belong to the event loop, its cursor to the tokenizer."""
+    """A running call of `Engine.score`. Only the event loop changes its results, only the tokenizer thread its cursor."""
 
     def __init__(
         self,
@@ -129,7 +129,7 @@ def is_next_long(request: Request) -> bool:
 
 
 def next_slice(request: Request) -> range:
-    """The next inputs of the request to be tokenized: one long one, or short ones within the limits of a slice."""
+    """The next inputs of the request to tokenize: a single long one, or short ones within the limits of a slice."""
     stop, num_chars = request.cursor + 1, request.inputs[request.cursor].num_chars
     if num_chars > LONG_CHARS:
         return range(request.cursor, stop)

@@ -1,7 +1,7 @@
-"""Which tokens of a batch's tree a forward computes, and where the keys of all of them are. Knows no torch.
+"""Which tokens of a batch's tree a forward pass computes, and where all tokens' keys are. Knows no torch.
 
-A *tree row* is a token's index in the tree. A *packed row* is the row of the forward that computes it. A *key row* is where
-its key is among those that attention sees: the packed rows, padding included, come first, then the cached tokens.
+A *tree row* is a token's index in the tree. A *packed row* is its index in the forward pass's inputs, if it is computed. A
+*key row* is the index of its key in attention: first come the packed rows with their padding, then the cached tokens.
 """
 
 from collections.abc import Sequence
@@ -16,14 +16,14 @@ from app.engine.prefix_tree import IntArray, PrefixTree
 
 @dataclass(frozen=True)
 class RowLayout:
-    """The packed row of one forward. `is_computed[i]` says whether tree row i is computed; None: every one is."""
+    """The rows of one forward pass. `is_computed[i]` tells whether tree row i is computed; None: all are."""
 
     tree: PrefixTree
     is_computed: NDArray[np.bool_] | None = None
 
     @classmethod
     def of(cls, tree: PrefixTree, is_cached: NDArray[np.bool_], wanted: Sequence[IntArray]) -> "RowLayout":
-        """Computes what is not cached, and the `wanted` tree rows, whose states the head reads."""
+        """The layout that computes the tokens that are not cached, and the `wanted` tree rows, whose states the head reads."""
         is_computed = ~is_cached
         for rows in wanted:
             is_computed[rows] = True
@@ -31,12 +31,12 @@ class RowLayout:
 
     @cached_property
     def computed(self) -> IntArray:
-        """(computed,) the tree rows that are computed, in order: packed row j computes tree row computed[j]."""
+        """(computed,) the tree rows that are computed, ascending: packed row j computes tree row computed[j]."""
         return np.arange(self.tree.num_tokens) if self.is_computed is None else np.flatnonzero(self.is_computed)
 
     @cached_property
     def cached(self) -> IntArray:
-        """(cached,) the tree rows that are not computed, in order."""
+        """(cached,) the tree rows that are not computed, ascending."""
         return np.empty(0, np.int64) if self.is_computed is None else np.flatnonzero(~self.is_computed)
 
     @property
@@ -54,11 +54,11 @@ class RowLayout:
         return self.tree.depth if self.is_computed is None else self.tree.depth[self.computed]
 
     def packed_rows(self, tree_rows: IntArray) -> IntArray:
-        """The packed rows of tree rows, all of which are computed."""
+        """The packed rows of tree rows, all of which must be computed."""
         return tree_rows if self.is_computed is None else self._packed_row[tree_rows]
 
     def key_rows(self, tree_rows: IntArray, num_rows: int) -> IntArray:
-        """The key rows of tree rows, in a forward of `num_rows`, its padding included."""
+        """The key rows of tree rows, in a forward pass of `num_rows` rows, padding included."""
         if self.is_computed is None:
             return tree_rows
         rows = self._packed_row[tree_rows]
@@ -66,14 +66,14 @@ class RowLayout:
 
     @cached_property
     def _packed_row(self) -> IntArray:
-        """(tree rows,) a computed token's packed row; -1, -2, ... for the cached tokens in order."""
+        """(tree rows,) the packed row of a computed token; -1, -2, ... for the cached tokens in order."""
         rows = np.empty(self.tree.num_tokens, np.int64)
         rows[self.computed] = np.arange(len(self.computed))
         rows[self.cached] = -1 - np.arange(len(self.cached))
         return rows
 
     def num_computed_by(self) -> list[int]:
-        """Per sequence, the tokens that are computed; those that sequences share count for the first."""
+        """Per sequence, the number of its computed tokens; a shared token counts for the first sequence that has it."""
         is_left = np.ones(self.tree.num_tokens, np.bool_) if self.is_computed is None else self.is_computed.copy()
         counts = []
         for path in self.tree.paths:

@@ -1,4 +1,4 @@
-"""What the engine works on: one tokenized conversation, and what one model returns for it."""
+"""The engine's unit of work: one tokenized conversation, and one model's result for it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ class TokenSequence:
     key: bytes
     truncated: bool = False
     token_types: bytes | None = None
-    """Per token, the part of a pair that it belongs to, for encoders that are told; None: all 0."""
+    """Per token, its type (`token_type_ids`) for encoders that take types of a pair; None: all 0."""
     num_prompt_tokens: int = 0
-    """How many tokens stand before the response. Known only where a head or the text rules need it; 0 elsewhere."""
+    """How many tokens precede the response. Set only if the head or the text rules need it, else 0."""
 
     @classmethod
     def of(
@@ -45,10 +45,10 @@ class TokenSequence:
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """The scores that a process reward model gives the steps of one sequence."""
+    """The scores of one sequence's steps by a process reward model."""
 
     scores: list[float]
-    positions: list[int]  # of the tokens whose states were read, counted from 0
+    positions: list[int]  # of the tokens whose states the head read, counted from 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +57,12 @@ class Scored:
 
     score: float
     token_scores: list[float] | None = None  # after every token, if the request asked for them
-    num_computed_tokens: int = 0  # that the model computed for this sequence; shared ones count for the oldest
-    num_cached_tokens: int = 0  # of this sequence, whose keys and values an earlier batch left in the prefix cache
-    steps: Steps | None = None  # where the model reads a score at every step
-    is_probability: bool = False  # whether the scores are probabilities already
+    num_computed_tokens: int = 0  # a shared token counts for the oldest sequence that has it
+    num_cached_tokens: int = 0  # tokens of this sequence that were read from the prefix cache
+    steps: Steps | None = None  # of a process reward model
+    is_probability: bool = False  # the head outputs probabilities, so no sigmoid must be applied
 
     @property
     def is_finite(self) -> bool:
-        """Whether every number of it is."""
+        """Whether the score, and the score of each step, is finite."""
         return isfinite(self.score) and (self.steps is None or all(map(isfinite, self.steps.scores)))

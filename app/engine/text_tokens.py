@@ -1,9 +1,9 @@
-"""A text's tokens, from whichever end they are wanted; a long text is tokenized no further than that takes.
+"""The first or last tokens of a text. A long text is tokenized only as far as needed.
 
-A long text is cut into chunks where the tokenizer's own answer shows that a cut changes nothing: between a word and what
-follows it, if the characters around the cut give the same tokens in one piece and in two. So 12 MB under a limit of 512
-tokens cost one chunk and not 12 MB. A pre-tokenizer decides from characters nearby except inside runs of one kind
-(spaces, digits, letters), and no cut is made there. What has no such place for a million characters is refused.
+A long text is cut into chunks where a cut does not change the tokens: after a word, if the characters around the cut give
+the same tokens in one piece and in two. So for a limit of 512 tokens, 12 MB of text cost one chunk. Pre-tokenizers look only
+at nearby characters, except inside runs of one kind (spaces, digits, letters), where we do not cut. A text without a place
+to cut for a million characters is rejected.
 """
 
 import re
@@ -13,31 +13,31 @@ from typing import Protocol
 from app.engine.encoder import TextEncoder
 
 LONG_CHARS = 32_768
-"""Longer texts are cut; shorter ones take a tokenizer under 50 ms."""
+"""Longer texts are cut; a tokenizer takes less than 50 ms for shorter ones."""
 CHUNK_CHARS = 16_384
 MAX_CHUNK_CHARS = 1 << 20
-"""Of a text with no place to cut it; about a second's work."""
+"""The longest chunk that is tokenized if there is no place to cut; about a second's work."""
 WINDOW_CHARS = 384
-"""On either side of a cut that is tried."""
+"""How many characters on either side of a cut are compared."""
 MAX_TRIES = 6
 WORD_THEN_WORD = re.compile(r"(?<=\w)(?= \w)")
 WORD_END = re.compile(r"(?<=\w)(?=\W)")
 
 
 class UncuttableTextError(Exception):
-    """A text that is too long to be tokenized whole, without a place to cut it."""
+    """The text is too long to be tokenized whole and has no place to cut it."""
 
 
 class TextTokens(Protocol):
     def first(self, num_tokens: int) -> list[int]:
-        """The first tokens, fewer where the text has fewer."""
+        """The first `num_tokens` tokens, or all if the text has fewer."""
 
     def last(self, num_tokens: int) -> list[int]:
-        """The last tokens, fewer where the text has fewer."""
+        """The last `num_tokens` tokens, or all if the text has fewer."""
 
 
 class WholeText:
-    """Tokens that are there."""
+    """The tokens of a text that has been tokenized."""
 
     def __init__(self, token_ids: list[int]) -> None:
         self._token_ids = token_ids
@@ -50,14 +50,14 @@ class WholeText:
 
 
 class LongText:
-    """Tokens that are computed chunk by chunk. `first` and `last` raise UncuttableTextError and ForeignCodeError."""
+    """A text that is tokenized chunk by chunk. `first` and `last` raise UncuttableTextError and ForeignCodeError."""
 
     def __init__(self, encoder: TextEncoder, text: str) -> None:
         self._encoder = encoder
         self._text = text
         self._front: list[int] = []
-        self._front_end = 0  # characters that are in `_front`
-        self._back: list[list[int]] = []  # chunks, the last one first
+        self._front_end = 0  # how many characters `_front` covers
+        self._back: list[list[int]] = []  # the tokens of the last chunks, the last chunk first
         self._num_back = 0
         self._back_start = len(text)
 
@@ -82,12 +82,12 @@ class LongText:
         return tokens[max(len(tokens) - num_tokens, 0) :]
 
     def tail_from(self, position: int) -> int:
-        """Where a part of the text begins that can be tokenized alone, about a chunk before `position`; 0 if nowhere."""
+        """An index about a chunk before `position` from which the text can be tokenized separately; 0 if there is none."""
         cut = self._find_cut(position - CHUNK_CHARS, position - WINDOW_CHARS)
         return cut[1] if cut is not None else 0
 
     def _cut_after(self, position: int) -> tuple[int, int]:
-        """The end of the chunk that begins at `position`, and the start of the next one."""
+        """The end of the chunk that starts at `position`, and the start of the next chunk."""
         for size in chunk_sizes():
             if position + 2 * size >= len(self._text):
                 break
@@ -97,7 +97,7 @@ class LongText:
         return len(self._text), len(self._text)
 
     def _cut_before(self, position: int) -> tuple[int, int]:
-        """The end of the chunk before the one that ends at `position`, and that one's start."""
+        """The start of the chunk that ends at `position`, preceded by the end of the chunk before it."""
         for size in chunk_sizes():
             if position <= 2 * size:
                 break
@@ -109,11 +109,11 @@ class LongText:
     def _check_chunk(self, num_chars: int) -> None:
         if num_chars > MAX_CHUNK_CHARS:
             raise UncuttableTextError(
-                f"{len(self._text)} characters, {MAX_CHUNK_CHARS} and more of them without a place to cut them"
+                f"{len(self._text)} characters, more than {MAX_CHUNK_CHARS} of them without the end of a word"
             )
 
     def _find_cut(self, low: int, high: int) -> tuple[int, int] | None:
-        """A cut in a range: where the left part ends, and where the right part begins, a space further or not."""
+        """A cut between `low` and `high`: the end of the left part and the start of the right one, which may skip a space."""
         for pattern in (WORD_THEN_WORD, WORD_END):
             position = max(low, 1)
             for _ in range(MAX_TRIES):

@@ -1,4 +1,4 @@
-"""The test that a model passes before the number of its threads may follow the load: equal bits on each of them."""
+"""Checks that a model's scores are bitwise equal on every number of threads before that number may follow the load."""
 
 import logging
 
@@ -15,9 +15,9 @@ logger = logging.getLogger(__name__)
 
 
 def follow_load(model: RewardModel, chooser: ThreadChooser) -> None:
-    """Lets a model on CPU use fewer threads while other processes use the processors, unless the number is given.
+    """Lets a model on the CPU use fewer threads while other processes are busy, unless the operator has set the number.
 
-    On a busy machine its self-test would take minutes otherwise. Call `keep_equal_counts` before the model serves.
+    Without this its self-test would take minutes on a busy machine. Call `keep_equal_counts` before the model serves.
     """
     limit = chooser.limit
     if model.device.type == "cpu" and not limit.is_fixed and (counts := candidates_below(limit.num_threads)):
@@ -25,7 +25,7 @@ def follow_load(model: RewardModel, chooser: ThreadChooser) -> None:
 
 
 def keep_equal_counts(model: RewardModel, limit: ThreadLimit) -> bool:
-    """Takes from the numbers of threads that the model may use those on which its bits differ; whether there were none.
+    """Removes the numbers of threads that change the model's bits from those that it may use. Returns whether all stayed.
 
     Call it after `select_plan`, before the model gets a prefix cache.
     """
@@ -39,12 +39,13 @@ def keep_equal_counts(model: RewardModel, limit: ThreadLimit) -> bool:
 
 
 def equal_thread_counts(model: RewardModel, limit: int) -> tuple[int, ...]:
-    """The numbers of threads up to `limit` on which the model gives the same bits as on `limit`, falling.
+    """The numbers of threads up to `limit` on which the model gives the same bits as on `limit`, descending.
 
-    Only `limit` where a model on CPU is so large that the comparison would take long, and on other devices.
+    Only `limit` if the comparison would take long for a large model, and on other devices than the CPU.
     """
     batch = batch_of_states(model)
-    # Of several lengths: a library divides a tensor among the threads, and where its last vector ends decides the bits.
+    # Batches of several lengths, because libraries divide a tensor among the threads, and each part's remainder has bits
+    # of its own.
     parts = [batch.part(indices) for indices in (range(len(batch)), range(6), [1, 7], [2, 3, 5], [0])]
     num_layers = first_layers(model)
     share = num_layers / len(model.layers) if num_layers else 1

@@ -1,4 +1,4 @@
-"""The thread of a device, which owns the device's models and computes batches. It does not die of a bad batch."""
+"""The thread of a device, which owns the device's models and computes batches. A failed batch does not end it."""
 
 import logging
 import threading
@@ -20,11 +20,11 @@ logger = logging.getLogger(__name__)
 
 
 Outcome = tuple[Job, str, Scored | RequestError]
-"""What one model made of one job."""
+"""A job, the model's name, and its score or error."""
 
 
 class DeviceThread(threading.Thread):
-    """Computes what its scheduler gives it, with the models of one device, and hands the outcomes to `deliver`."""
+    """Computes its scheduler's batches with the models of one device, and passes the outcomes to `deliver`."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class DeviceThread(threading.Thread):
         super().__init__(name=f"model-{self._device}", daemon=True)
         self.models = {model.name: model for model in models}
         max_batch_tokens = min(model.max_batch_tokens for model in models)
-        # Not a method of this thread: the cycle would keep the models beyond a reload, as the heap is frozen.
+        # Not a method of this thread: that cycle would keep the models alive after a reload, because the heap is frozen.
         num_cached = partial(num_cached_tokens, self.models)
         self.scheduler = Scheduler(max_batch_tokens, max_queue_tokens or 64 * max_batch_tokens, num_cached)
         self._num_threads = num_threads
@@ -57,19 +57,19 @@ class DeviceThread(threading.Thread):
             torch.set_num_threads(self._num_threads)
         try:
             while scheduled := self.scheduler.take():
-                self._current = PreparedBatch(scheduled)  # so that a thread that dies knows of it
+                self._current = PreparedBatch(scheduled)  # for `_end`, if the thread dies
                 self._prepare(self._current)
                 while self._current is not None:
                     self._compute(self._current)
                     self._current, self._next = self._next, None
-        except BaseException as fault:  # nobody is above a thread: it is logged, and the engine says it is dead
+        except BaseException as fault:  # a thread has no caller: the fault is logged, and `Engine.is_alive` becomes False
             why = one_line(fault)
             logger.exception("the model thread has died: %s", why)
         finally:
             self._end()
 
     def _end(self) -> None:
-        """Fails what is left, and keeps nothing: nobody would give back what a dead thread holds."""
+        """Fails the jobs that are left and releases everything that the thread holds."""
         jobs: list[Job] = []
         for batch in (self._current, self._next):
             if batch is not None:
@@ -81,7 +81,7 @@ class DeviceThread(threading.Thread):
         self._deliver([(job, name, error) for job in left for name in job.models], None)
 
     def _prepare(self, batch: PreparedBatch) -> None:
-        """Does the host's part of the batch's forwards; on the CPU that is left to the forward itself."""
+        """Prepares the batch's forward passes on the host. On the CPU, the forward pass does this itself."""
         for model in self._stepped:
             if own := part_for(model, batch.scheduled):
                 batch.attempts[model.name] = Attempt(model, own)
@@ -106,17 +106,17 @@ class DeviceThread(threading.Thread):
 
 
 def takes_steps(device: torch.device) -> bool:
-    """Whether a forward there goes on after its launch, so that the host can prepare the next batch meanwhile."""
+    """Whether the device computes asynchronously, so that the host can prepare the next batch meanwhile."""
     return device.type == "cuda"
 
 
 def num_cached_tokens(models: Mapping[str, Model], job: Job) -> int:
-    """The first tokens of a job that none of its models needs to compute."""
+    """How many first tokens of a job are cached by all of its models."""
     return min([models[name].num_cached_tokens(job.sequence, token_scores=job.token_scores) for name in job.models])
 
 
 def forward_of(model: str, started: float, outcomes: list[Outcome]) -> Forward:
-    """What the model did between `started` and now."""
+    """The event of a model's forward pass from `started` until now."""
     seconds = perf_counter() - started
     scored = [(job, result) for job, _, result in outcomes if isinstance(result, Scored)]
     return Forward(
@@ -144,7 +144,7 @@ def batch_event(device: str, started: float, scheduled: ScheduledBatch, forwards
 
 
 def part_for(model: Model, scheduled: ScheduledBatch) -> ScheduledBatch | None:
-    """The jobs of the batch that want the model and that somebody waits for; None where there is none."""
+    """The jobs of the batch for this model whose requests are not cancelled; None if there are none."""
     wanted = [i for i, job in enumerate(scheduled.jobs) if model.name in job.models and not job.ticket.cancelled]
     return scheduled.part(wanted) if wanted else None
 
@@ -152,9 +152,9 @@ def part_for(model: Model, scheduled: ScheduledBatch) -> ScheduledBatch | None:
 def score_with(
     model: Model, scheduled: ScheduledBatch, attempt: Attempt | None = None, *, may_shrink_cache: bool = True
 ) -> list[Outcome]:
-    """One model's outcomes for the jobs of the batch that want it; whatever it raises fails these jobs only.
+    """One model's outcomes for its jobs of the batch; whatever the model raises fails only these jobs.
 
-    `attempt`: one that has been launched. Out of memory, it empties the prefix cache once and then splits the batch.
+    `attempt` must have been launched. If memory runs out, the prefix cache is emptied once, then the batch is split.
     """
     own = attempt.own if attempt is not None else part_for(model, scheduled)
     if own is None:
@@ -170,7 +170,7 @@ def score_with(
         cache_shrunk = is_memory and may_shrink_cache and model.shrink_cache()
         if not is_memory or (len(jobs) == 1 and not cache_shrunk):
             return failures_of(model, jobs, error)
-    if not scored:  # not sooner: the error's traceback holds the tensors of the forward that failed
+    if not scored:  # after the except block: the error's traceback keeps the failed forward pass's tensors alive
         how = "with a smaller prefix cache" if cache_shrunk else "in halves"
         logger.warning("out of memory with %d sequences: trying again %s", len(jobs), how)
         free_memory(model.device)
@@ -181,28 +181,28 @@ def score_with(
     non_finite = [i for i, result in enumerate(scored) if not result.is_finite]
     if len(jobs) == 1 or not non_finite:
         return outcomes
-    # A masked key weighs 0, and 0 times infinity is NaN: only a sequence alone shows whether the fault is its own.
+    # A masked key has weight 0, and 0 times infinity is NaN: computing each alone shows which sequences are at fault.
     finite = [outcome for outcome, result in zip(outcomes, scored, strict=True) if result.is_finite]
     return finite + score_parts(model, own, [[i] for i in non_finite])
 
 
 def failures_of(model: Model, jobs: Sequence[Job], error: Exception) -> list[Outcome]:
-    """The outcomes of a batch whose forward raised; none where it ended because nobody waits for them.
+    """The outcomes of a batch whose forward pass raised; none if it was abandoned.
 
-    Raises DeviceLostError where no later batch can succeed either: the thread then dies, and /health says so.
+    Raises DeviceLostError if no later batch can succeed either; this ends the thread, and /health answers 503.
     """
     if isinstance(error, AbandonedError):
         return []
     if is_lost(model.device):
         raise DeviceLostError(
-            f"{model.device} computes nothing any more since a forward failed ({one_line(error)})"
+            f"{model.device} cannot be used any more since a forward pass failed ({one_line(error)})"
         ) from error
-    why = one_line(error)  # of a forward, which knows no text: that may be said
+    why = one_line(error)  # safe to show: the forward pass's errors contain no text of the request
     logger.error("the %s model failed a batch of %d sequences: %s", model.name, len(jobs), why, exc_info=error)
     failed = InferenceFailedError(f"the {model.name} model failed: {why}")
     return [(job, model.name, failed) for job in jobs]
 
 
 def score_parts(model: Model, scheduled: ScheduledBatch, parts: Sequence[Sequence[int]]) -> list[Outcome]:
-    """The outcomes of parts of a batch, each a forward of its own."""
+    """The outcomes of parts of a batch, each computed in its own forward pass."""
     return [outcome for part in parts for outcome in score_with(model, scheduled.part(part), may_shrink_cache=False)]

@@ -1,4 +1,4 @@
-"""Many callbacks that are due a fixed time after they were scheduled, nearly all of which are cancelled first."""
+"""Many callbacks with one fixed delay, nearly all of which are cancelled before they are due."""
 
 import asyncio
 from collections.abc import Callable
@@ -9,10 +9,10 @@ K = TypeVar("K")
 
 
 class Timers(Generic[K]):
-    """Calls `callback(key)` for each key that was scheduled `seconds` ago and not cancelled. Used on the event loop only.
+    """Calls `callback(key)` for each key `seconds` after it was scheduled, unless it was cancelled. For the event loop only.
 
-    All keys share one asyncio timer, because they come due in the order in which they were scheduled. A timer for each
-    request would cost several microseconds.
+    All keys share one asyncio timer, because they are due in the order in which they were scheduled. A timer per request
+    would cost several microseconds.
     """
 
     def __init__(self, seconds: float, callback: Callable[[K], object]) -> None:
@@ -27,7 +27,7 @@ class Timers(Generic[K]):
             self._timer = asyncio.get_running_loop().call_later(self.seconds, self._run_due)
 
     def cancel(self, key: K) -> None:
-        """Does nothing for a key that is not scheduled, or whose callback was called."""
+        """Has no effect on a key that is not scheduled, or whose callback was already called."""
         self._due.pop(key, None)
 
     def _run_due(self) -> None:

@@ -163,7 +163,7 @@ class Tokenization:
         num_response = self._num_response_tokens(item, body, leading, whole, 1 << 62)
         if num_response is None:
             raise InvalidInputError(
-                f"{item.location} does not say where its response begins, and the model reads the response alone; send prompt "
+                f"{item.location} does not mark where its response begins, and the model reads the response alone; send prompt "
                 "and response, or messages",
                 item.item,
             )

@@ -1,7 +1,7 @@
-"""The threads that tokenize: one for short inputs, several for long ones, so that no long text holds up a short one.
+"""The threads that tokenize: one for short inputs, several for long ones, so that long texts do not delay short ones.
 
-A tokenizer works without Python's interpreter lock, so a long text in a thread of its own costs others their share of the
-processor and no more. Long texts take turns chunk by chunk (`app.engine.encoder`). Knows neither tokenizers nor requests.
+A tokenizer releases the GIL, so a long text on a thread of its own takes only processor time from others. Long texts take
+turns chunk by chunk (`app.engine.encoder`). Knows neither tokenizers nor requests.
 """
 
 import logging
@@ -15,11 +15,11 @@ from app.errors import InferenceFailedError, one_line
 logger = logging.getLogger(__name__)
 R = TypeVar("R")
 NUM_LONG_THREADS = 16
-"""So many requests with long texts share the tokenizer; further ones wait for one of them to end."""
+"""At most this many requests with long texts are tokenized at a time; further ones wait."""
 
 
-class Lane(Generic[R]):
-    """Requests that wait for a thread. Every method may be called from any thread."""
+class RequestQueue(Generic[R]):
+    """Requests that wait for a thread. Thread-safe."""
 
     def __init__(self, max_taken: int | None) -> None:
         self._max_taken = max_taken
@@ -32,7 +32,7 @@ class Lane(Generic[R]):
         return len(self._requests)
 
     def put(self, requests: list[R]) -> bool:
-        """False, and nothing put, once the lane is stopped."""
+        """Adds the requests. Once the queue is stopped, it adds none and returns False."""
         with self._changed:
             if self._is_stopped:
                 return False
@@ -41,7 +41,7 @@ class Lane(Generic[R]):
             return True
 
     def take(self) -> list[R]:
-        """The oldest requests, up to `max_taken`; waits for the first. None of them once the lane is stopped."""
+        """The oldest requests, up to `max_taken`; waits for the first. Empty once the queue is stopped."""
         with self._changed:
             self._changed.wait_for(lambda: self._requests or self._is_stopped)
             if self._is_stopped:
@@ -61,33 +61,33 @@ class Lane(Generic[R]):
 
 
 class TokenizerThread(threading.Thread, Generic[R]):
-    """Calls `tokenize` with what its lane has; ends after the call that it is in when the lane is stopped.
+    """Calls `tokenize` with the requests of its queue. Once the queue is stopped, it ends after its current call.
 
-    However it ends, the lane takes no more requests then.
+    When it ends, for whatever reason, it stops the queue.
     """
 
-    def __init__(self, name: str, lane: Lane[R], tokenize: Callable[[list[R]], None]) -> None:
+    def __init__(self, name: str, queue: RequestQueue[R], tokenize: Callable[[list[R]], None]) -> None:
         super().__init__(name=name, daemon=True)
-        self._lane = lane
+        self._queue = queue
         self._tokenize = tokenize
 
     def stop(self) -> None:
-        self._lane.stop()
+        self._queue.stop()
 
     def run(self) -> None:
         try:
-            while requests := self._lane.take():
+            while requests := self._queue.take():
                 self._tokenize(requests)
         finally:
-            self._lane.stop()
+            self._queue.stop()
 
 
 class TokenizerThreads(Generic[R]):
     """Calls `tokenize` with requests until none has inputs left.
 
-    `tokenize` handles the next inputs of each request and returns the requests that are not finished. It gets all requests
-    whose next input is short in one call, and a request whose next input `is_long` alone. `fail` gets the requests that it
-    raised for, and those that no thread will take any more.
+    `tokenize` handles the next inputs of each request and returns the requests that are not finished. One call gets all
+    requests whose next input is short; a request whose next input `is_long` gets a call of its own. `fail` gets the requests
+    of a call that raised, and those for which there is no thread any more.
     """
 
     def __init__(
@@ -99,8 +99,8 @@ class TokenizerThreads(Generic[R]):
         self._tokenize = tokenize
         self._fail = fail
         self._is_long = is_long
-        self._short: Lane[R] = Lane(None)
-        self._long: Lane[R] = Lane(1)
+        self._short: RequestQueue[R] = RequestQueue(None)
+        self._long: RequestQueue[R] = RequestQueue(1)
         self.threads = [
             TokenizerThread("tokenizer", self._short, self._tokenize_next),
             *(TokenizerThread(f"tokenizer-{i}", self._long, self._tokenize_next) for i in range(NUM_LONG_THREADS)),
@@ -115,18 +115,18 @@ class TokenizerThreads(Generic[R]):
         long: list[R] = []
         for request in requests:
             (long if self._is_long(request) else short).append(request)
-        for lane, own in ((self._short, short), (self._long, long)):
-            if own and not lane.put(own):
+        for queue, own in ((self._short, short), (self._long, long)):
+            if own and not queue.put(own):
                 self._fail(own, InferenceFailedError("a tokenizer thread has died; the service must be restarted"))
 
     def discard(self, requests: Collection[R]) -> None:
-        """Forgets those of the requests that still wait for a thread."""
-        for lane in (self._short, self._long):
-            lane.discard(requests)
+        """Removes those of the requests that still wait for a thread."""
+        for queue in (self._short, self._long):
+            queue.discard(requests)
 
     def _tokenize_next(self, requests: list[R]) -> None:
         try:
             self.submit(self._tokenize(requests))
-        except BaseException as error:  # a panic in Rust is one: it fails these requests and not all that follow
+        except BaseException as error:  # such as a Rust panic: it fails these requests, and the thread goes on
             logger.exception("tokenizing failed for %d requests", len(requests))
             self._fail(requests, error if isinstance(error, Exception) else RuntimeError(one_line(error)))

@@ -8,7 +8,7 @@ from transformers.utils.hub import cached_file
 
 
 def attention_implementation(net: PreTrainedModel) -> str:
-    """The name of the attention function that the model uses, such as "sdpa". There is a public setter, but no getter."""
+    """The name of the model's attention function, such as "sdpa". transformers has a public setter, but no getter."""
     name: str = net.config._attn_implementation  # noqa: SLF001 - see the module's docstring
     return name
 
@@ -20,6 +20,6 @@ def unsplittable_modules(net: PreTrainedModel) -> list[str]:
 
 
 def find_in_hub(path: str, name: str, *, local_files_only: bool) -> Path | None:
-    """A file of a hub id, from the cache alone if `local_files_only`; None if there is no file of this name."""
+    """The local path of a file of a hub id, without network access if `local_files_only`; None if there is no such file."""
     found = cached_file(path, name, local_files_only=local_files_only, _raise_exceptions_for_missing_entries=False)
     return None if found is None else Path(found)

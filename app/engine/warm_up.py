@@ -1,6 +1,6 @@
-"""The largest batch, computed once on a GPU before the models serve: it shows that it fits, and how much memory it takes.
+"""Computes the largest batch on a GPU before the models serve, to show that it fits and how much memory it takes.
 
-The first forward of a GPU also compiles kernels and sets up libraries, which the first request then need not wait for.
+This first forward pass also compiles kernels and initializes libraries, so that the first request does not wait for that.
 """
 
 import logging
@@ -22,9 +22,9 @@ logger = logging.getLogger(__name__)
 DEFAULT_BATCH_TOKENS = 32_768
 MIN_BATCH_TOKENS = 1024
 BATCH_SHARE = 0.5
-"""Of the memory that the weights leave, what the largest batch may take by default; the rest is for the prefix cache."""
+"""The default share of the memory left by the weights for the largest batch; the prefix cache gets the rest."""
 LONG_FORWARD_FLOPS = 2e15
-"""A text longer than the batch is tried at start if its forward has fewer (a few seconds on a GPU)."""
+"""A text longer than the batch is tried at start if its forward pass needs fewer FLOPs (a few seconds on a GPU)."""
 
 
 def warm_up(
@@ -33,13 +33,13 @@ def warm_up(
     free_bytes: int | None,
     measure: Callable[[RewardModel, int], int] | None = None,
 ) -> int:
-    """Sets the batch size of the models of one GPU and computes a batch of that size with each; returns its bytes.
+    """Sets the batch size of the models of one GPU and computes a batch of that size with each. Returns its peak bytes.
 
-    `max_batch_tokens` is taken as it is. By default the largest batch of DEFAULT_BATCH_TOKENS, half of that, and so on, that
-    takes at most half of `free_bytes`, which is what the device has left with the weights loaded. `measure` computes a
-    batch and returns the bytes that it took at most, `peak_bytes` by default.
+    A given `max_batch_tokens` is used as it is. Otherwise it tries DEFAULT_BATCH_TOKENS, half of that, and so on, until a
+    batch takes at most half of `free_bytes`, the device's free memory with the weights loaded. `measure` computes a batch and
+    returns its peak bytes (default: `peak_bytes`).
 
-    Raises ModelRefusedError where not even the smallest batch fits.
+    Raises ModelRefusedError if not even the smallest batch fits.
     """
     measure = peak_bytes if measure is None else measure
     room = BATCH_SHARE * free_bytes if free_bytes is not None else float("inf")
@@ -64,7 +64,7 @@ def warm_up(
 
 
 def attempt(model: RewardModel, num_tokens: int, measure: Callable[[RewardModel, int], int]) -> int | None:
-    """The bytes that a batch of so many tokens takes; None where they are not to be had."""
+    """The peak bytes of a batch of `num_tokens` tokens; None if it does not fit in memory."""
     try:
         return measure(model, num_tokens)
     except Exception as error:
@@ -72,12 +72,12 @@ def attempt(model: RewardModel, num_tokens: int, measure: Callable[[RewardModel,
             raise ModelRefusedError(
                 f"{model.checkpoint.source} fails on a batch of {num_tokens} tokens ({one_line(error)})"
             ) from error
-    free_memory(model.device)  # not sooner: the error's traceback holds the tensors of the forward that failed
+    free_memory(model.device)  # after the except block: the error's traceback keeps the failed forward pass's tensors alive
     return None
 
 
 def long_text_bytes(model: RewardModel, measure: Callable[[RewardModel, int], int]) -> int:
-    """The bytes that the longest text takes where it is longer than a batch, and so is computed alone; 0 where it does not fit."""
+    """The peak bytes of the model's longest text if it is longer than a batch; 0 if it is not, or does not fit."""
     longest = model.tokenization.max_length
     if longest <= model.max_batch_tokens or longest * model.flops_per_token > LONG_FORWARD_FLOPS:
         return 0
@@ -93,7 +93,7 @@ def long_text_bytes(model: RewardModel, measure: Callable[[RewardModel, int], in
 
 
 def largest_batch(model: RewardModel, num_tokens: int) -> Batch:
-    """So many tokens in sequences that share nothing, each as long as the model allows."""
+    """A batch of `num_tokens` tokens in sequences without shared prefixes, each as long as the model allows."""
     rng = np.random.default_rng(0)
     longest = model.tokenization.max_length
     lengths = [longest] * (num_tokens // longest)
@@ -105,7 +105,7 @@ def largest_batch(model: RewardModel, num_tokens: int) -> Batch:
 
 
 def peak_bytes(model: RewardModel, num_tokens: int) -> int:
-    """Computes a batch of so many tokens on the model's GPU; returns the bytes that it took at most."""
+    """Computes a batch of `num_tokens` tokens on the model's GPU and returns its peak bytes."""
     batch = largest_batch(model, num_tokens)
     torch.cuda.synchronize(model.device)
     torch.cuda.reset_peak_memory_stats(model.device)

@@ -88,7 +88,7 @@ class Forward:
             response: Response = error_response(error)
         except TimeoutError:
             late = DeadlineExceededError(
-                "no engine took the request within the deadline; send less at once, or add engines"
+                "no engine took the request within the deadline; send fewer or shorter inputs, or add engines"
             )
             response = error_response(NotReadyError("no engine answers; retry later") if is_probe else late)
         else:

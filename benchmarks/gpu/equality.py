@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from app.engine.attention.block_mask import BLOCK
-from app.engine.attention.cuda import FlexBackend, num_graphs, row_rung
+from app.engine.attention.cuda import FlexBackend, bucket_length, num_graphs
 from app.engine.batch import Batch
 from app.engine.cache_test import add_cache
 from app.engine.prefix_tree import PrefixTree, encode_key
@@ -141,9 +141,9 @@ def check_compilations(device: torch.device, config: dict[str, Any], num_batches
         longest = max(longest, batch.tree.num_tokens)
         for model in models:
             model.score(batch)
-    graphs, rungs = num_graphs() - before, len({row_rung(n) for n in range(1, longest + 1)})
-    report.found["compilations"] = {"graphs": graphs, "batches": num_batches, "ladder": rungs}
-    report.check(0 < graphs <= rungs, f"{graphs} graphs were compiled for {rungs} lengths")
+    graphs, buckets = num_graphs() - before, len({bucket_length(n) for n in range(1, longest + 1)})
+    report.found["compilations"] = {"graphs": graphs, "batches": num_batches, "buckets": buckets}
+    report.check(0 < graphs <= buckets, f"{graphs} graphs were compiled for {buckets} bucket lengths")
 
 
 def check_memory(device: torch.device, config: dict[str, Any], report: Report) -> None:
@@ -151,7 +151,7 @@ def check_memory(device: torch.device, config: dict[str, Any], report: Report) -
     found: dict[str, float] = {}
     for num_tokens, limit in MASK_LIMITS.items():
         tree = PrefixTree.of([encode_key(range(num_tokens))])
-        attention = FlexBackend().prepare(RowLayout(tree), row_rung(num_tokens))
+        attention = FlexBackend().prepare(RowLayout(tree), bucket_length(num_tokens))
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         attention.upload(device, [None])

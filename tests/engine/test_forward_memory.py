@@ -26,7 +26,7 @@ GB = 10**9
 
 
 def memory(*, free: int | None, per_token: int = 1000, per_pair: int = 0) -> ForwardMemory:
-    return ForwardMemory(per_token, per_pair, free_tokens=4096, longest=1_000_000, free_bytes=lambda: free)
+    return ForwardMemory(per_token, per_pair, unchecked_tokens=4096, max_length=1_000_000, free_bytes=lambda: free)
 
 
 @pytest.mark.parametrize("free", [None, 2 * GB])
@@ -37,8 +37,8 @@ def test_a_text_that_fits_or_of_which_nothing_is_known_is_computed(free: int | N
 def test_a_text_that_does_not_fit_is_refused_with_both_figures_and_a_limit_that_fits() -> None:
     given = memory(free=GB, per_token=4000)
     assert given.find_fault(1_000_000) == (
-        "has 1000000 tokens, within the limit of 1000000, but a forward pass of so many takes about 4.00 GB and 1.00 GB of "
-        "memory is free; shorten it, or set REWARD_MAX_LENGTH to 220000 or less to have longer texts refused or truncated"
+        "has 1000000 tokens, within the limit of 1000000, but its forward pass takes about 4.00 GB of memory and 1.00 "
+        "GB is free; shorten it, or set REWARD_MAX_LENGTH to 220000 or less to have longer texts rejected or truncated"
     )
     assert given.find_fault(220_000) is None
 

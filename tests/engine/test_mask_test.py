@@ -11,7 +11,7 @@ import torch
 from app.engine import self_test
 from app.engine.attention import cpu
 from app.engine.attention.block_mask import TreeIntervals
-from app.engine.attention.cuda import FlexAttention, FlexBackend, row_rung
+from app.engine.attention.cuda import FlexAttention, FlexBackend, bucket_length
 from app.engine.batch import Batch
 from app.engine.cache_test import add_cache
 from app.engine.packed import BACKENDS
@@ -78,7 +78,7 @@ def test_a_mask_that_is_off_by_one_token_is_found(
     select_plan(model)
     assert model.plan.name == "packed"
     assert "packed with flex_attention" in model.plan.reason
-    assert "sees other tokens than it should" in model.plan.reason or "off by" in model.plan.reason
+    assert "attends to wrong tokens" in model.plan.reason or "off by" in model.plan.reason
 
 
 def test_attention_in_blocks_is_tested_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +100,7 @@ def test_attention_in_blocks_is_tested_too(tmp_path: Path, monkeypatch: pytest.M
 def test_the_tree_of_a_gpus_self_test_has_blocks_of_every_kind(model: RewardModel) -> None:
     tree = Batch.of(forked_tree(model)).tree
     assert max(len(path) for path in tree.paths) >= 384
-    rows = row_rung(tree.num_tokens)
+    rows = bucket_length(tree.num_tokens)
     mask = FlexAttention(RowLayout(tree), rows, torch.nn.attention.flex_attention.flex_attention).mask(
         None, torch.device("cpu")
     )

@@ -417,7 +417,7 @@ def test_a_sequence_says_where_its_response_begins_for_a_head_that_asks(form: An
     assert isinstance(left, TokenSequence)
     assert isinstance(right, TokenSequence)
     assert (left.num_prompt_tokens, right.num_prompt_tokens) == (whole.num_prompt_tokens - 2, whole.num_prompt_tokens)
-    assert "does not say where its response begins" in refusal(finding(), Text("a")).message
+    assert "does not mark where its response begins" in refusal(finding(), Text("a")).message
     plain = outcome(tokenization(), form)
     assert isinstance(plain, TokenSequence)
     assert plain.num_prompt_tokens == 0

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from app.engine.encoder import LARGE_CHARS, TextEncoder, Turns
+from app.engine.encoder import LARGE_CHARS, FairLock, TextEncoder
 from app.engine.tokenizer_threads import NUM_LONG_THREADS, TokenizerThreads
 from app.errors import InferenceFailedError
 from tests.models import make_tokenizer
@@ -115,19 +115,19 @@ def test_a_fault_fails_its_own_requests_and_ends_no_thread(fault: BaseException)
     assert all(str(fault) in str(error) for _, error in failed)
 
 
-def test_turns_are_in_the_order_of_asking_and_who_asks_again_is_last() -> None:
-    turns = Turns()
+def test_the_lock_serves_threads_in_the_order_of_asking_and_one_that_asks_again_last() -> None:
+    lock = FairLock()
     order: list[str] = []
 
     def ask(name: str) -> None:
-        with turns:
+        with lock:
             order.append(name)
 
     threads = [threading.Thread(target=ask, args=(name,)) for name in ("first", "second", "third")]
-    with turns:
+    with lock:
         for i, thread in enumerate(threads):
             thread.start()
-            while turns.num_waiting == i:
+            while lock.num_waiting == i:
                 threading.Event().wait(0.001)
     ask("again")
     for thread in threads:
@@ -150,7 +150,7 @@ def test_chunks_take_turns_and_a_large_one_holds_up_no_other(monkeypatch: pytest
     large = threading.Thread(target=encoder.encode_in_turn, args=("a" * (LARGE_CHARS + 1),))
     large.start()
     assert large_begun.wait(WAIT_SECONDS)
-    assert encoder.encode_in_turn("a lock") == encode("a lock")
+    assert encoder.encode_in_turn("a turn") == encode("a turn")
     large_may_end.set()
     large.join(WAIT_SECONDS)
 

@@ -19,7 +19,7 @@ from app.engine.attention import cuda
 from app.engine.attention.backend import LayerOptions
 from app.engine.attention.block_mask import KeyBlocks, TreeIntervals
 from app.engine.attention.cpu import BlockBackend
-from app.engine.attention.cuda import FlexBackend, compiled_flex, row_rung
+from app.engine.attention.cuda import FlexBackend, bucket_length, compiled_flex
 from app.engine.batch import Batch
 from app.engine.cache_test import add_cache
 from app.engine.prefix_cache import MIN_PREFIX_TOKENS
@@ -110,7 +110,7 @@ def sequences_of(rng: np.random.Generator, prompts: list[list[int]]) -> list[Tok
     return [TokenSequence.of(ids) for ids in lists]
 
 
-def test_two_models_over_200_random_batches_take_fewer_graphs_than_the_ladder_has_lengths(tmp_path: Path) -> None:
+def test_two_models_over_200_random_batches_take_fewer_graphs_than_there_are_bucket_lengths(tmp_path: Path) -> None:
     """One has sliding windows and soft-caps, both have a prefix cache, and every score is the reference forward's."""
     rng = np.random.default_rng(0)
     models = [load(tmp_path / "llama", "llama"), load(tmp_path / "gemma2", "gemma2")]
@@ -124,7 +124,7 @@ def test_two_models_over_200_random_batches_take_fewer_graphs_than_the_ladder_ha
         batch = Batch.of(sequences_of(rng, prompts))
         for model in models:
             scores = model.score(batch)
-            lengths.add(row_rung(sum(each.num_computed_tokens for each in scores)))
+            lengths.add(bucket_length(sum(each.num_computed_tokens for each in scores)))
             num_cached += sum(each.num_cached_tokens for each in scores)
             if i % 10 == 0:
                 for scored, sequence in zip(scores, batch.sequences, strict=True):
@@ -132,7 +132,7 @@ def test_two_models_over_200_random_batches_take_fewer_graphs_than_the_ladder_ha
                     assert scored.score == pytest.approx(expected, abs=1e-5 * max(1, abs(expected)))
     assert len(lengths) > 8
     assert num_cached > 10_000
-    assert 2 <= num_graphs() <= len({row_rung(n) for n in range(1, MAX_TOKENS + 1)})
+    assert 2 <= num_graphs() <= len({bucket_length(n) for n in range(1, MAX_TOKENS + 1)})
 
 
 @torch._dynamo.config.patch(recompile_limit=2)  # type: ignore[untyped-decorator]  # pytest would delete the option

@@ -23,7 +23,7 @@ def test_gpu_test_compares_scores_and_counts_compilations() -> None:
     found = run("benchmarks.gpu.equality")
     assert found["failures"] == []
     assert all(errors["float32"] < 1e-5 for errors in found["largest_score_error"].values())
-    assert 0 < found["compilations"]["graphs"] <= found["compilations"]["ladder"]
+    assert 0 < found["compilations"]["graphs"] <= found["compilations"]["buckets"]
 
 
 def test_the_benchmark_measures_every_workload_by_flex_attention() -> None:

@@ -1,4 +1,4 @@
-"""What an attention backend is: it prepares a batch's tree once, and computes attention over it in every layer."""
+"""The interface of an attention backend: it prepares a batch's tree once, then computes attention over it in each layer."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,19 +12,19 @@ from app.engine.row_layout import RowLayout
 
 @dataclass(frozen=True, slots=True)
 class LayerOptions:
-    """How a layer attends, as the model says with every call."""
+    """The options of one layer's attention, which the model passes with every call."""
 
     scaling: float | None = None
-    """Of the products of queries and keys; None: 1 / sqrt(head_dim)."""
+    """The factor of the attention logits (query times key); None: 1 / sqrt(head_dim)."""
     window: int | None = None
-    """The sliding window: a query sees its own token and the `window - 1` before it."""
+    """The sliding window in tokens: a query attends to its own token and the `window - 1` before it."""
     softcap: float | None = None
-    """Products x become softcap * tanh(x / softcap)."""
+    """Attention logits x become softcap * tanh(x / softcap)."""
 
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
-    """What a layer passes to the attention function."""
+    """The shapes, dtype, device and options with which a layer calls the attention function."""
 
     num_heads: int
     num_key_value_heads: int
@@ -36,13 +36,13 @@ class LayerShape:
 
     @classmethod
     def of(cls, query: Tensor, key: Tensor, value: Tensor, options: LayerOptions) -> "LayerShape":
-        """Of (1, heads, rows, dim) each."""
+        """From tensors of shape (1, heads, rows, dim)."""
         heads, key_value_heads = query.shape[1], key.shape[1]
         return cls(heads, key_value_heads, key.shape[3], value.shape[3], key.dtype, key.device, options)
 
     @property
     def bytes_per_token(self) -> int:
-        """Of a token's key and value."""
+        """Size of one token's key and value."""
         return self.num_key_value_heads * (self.head_dim + self.value_dim) * self.dtype.itemsize
 
 
@@ -56,20 +56,23 @@ class TreeAttention(Protocol):
         value: Tensor,  # (1, key_value_heads, keys, value_dim)
         options: LayerOptions,
     ) -> Tensor:
-        """(1, rows, heads, value_dim); heads are grouped by the shapes. Padding rows hold any finite number."""
+        """Returns (1, rows, heads, value_dim). Fewer key heads than query heads means grouped-query attention.
+
+        Padding rows contain arbitrary finite numbers.
+        """
 
     def upload(self, device: torch.device, windows: Iterable[int | None]) -> None:
-        """Makes ready on a device what layers with these sliding windows will need; else the first such layer does."""
+        """Copies what layers with these sliding windows need to the device; otherwise the first such layer copies it."""
 
 
 class AttentionBackend(Protocol):
-    """Makes the attention of a batch. One instance serves every batch of a device."""
+    """Prepares the attention of each batch. One instance serves every batch of a device."""
 
     def num_rows(self, num_tokens: int, row_multiple: int) -> int:
-        """The rows that a batch of so many tokens is padded to: a multiple of `row_multiple` at least."""
+        """How many rows a batch of `num_tokens` is padded to, a multiple of `row_multiple`."""
 
     def num_keys(self, num_rows: int, num_cached: int) -> int:
-        """The keys of a forward: those of its rows, then the cached ones, then any of them again as padding."""
+        """How many keys a forward pass has: those of its rows, then the cached ones, then padding."""
 
     def prepare(self, layout: RowLayout, num_rows: int) -> TreeAttention:
-        """The attention of the computed tokens over the tree, in a row of `num_rows`."""
+        """The attention of the computed tokens over the tree, in a packed row of length `num_rows`."""

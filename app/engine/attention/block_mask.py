@@ -1,9 +1,9 @@
 """A batch's tree as the block mask of flex_attention, built from the tree's intervals. Knows no torch.
 
-A token's subtree is an interval of tree rows: token q attends to token k exactly when `row[k] <= row[q] < end[k]` and, under
-a sliding window of w, `depth[q] - depth[k] < w`. So each key's subtree is an interval of queries, and the blocks of
-128 x 128 that hold any or only allowed pairs follow from the ends of these intervals and the depths in them. A matrix of
-rows x keys never exists: at 131,072 rows it would take 17 GB.
+A token's subtree is an interval of tree rows: token q attends to token k exactly if `row[k] <= row[q] < end[k]` and, with a
+sliding window of w tokens, `depth[q] - depth[k] < w`. So each key's subtree is an interval of queries. The ends of these
+intervals and the depths in them tell which blocks of 128 x 128 contain allowed pairs, and which contain nothing else. The
+full matrix of rows x keys is never built: for 131,072 rows it would take 17 GB.
 """
 
 from dataclasses import dataclass
@@ -26,9 +26,9 @@ BoolArray = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class KeyBlocks:
-    """For each block of queries the blocks of keys that it attends to, in part or in full.
+    """For each block of queries, the blocks of keys that it attends to partially or fully.
 
-    `num_*[i]` counts them and the first `num_*[i]` entries of `*_indices[i]` name them, ascending.
+    `num_*[i]` is their number; the first `num_*[i]` entries of `*_indices[i]` are their indices, ascending.
     """
 
     num_partial: Int32Array  # (query blocks,)
@@ -39,20 +39,20 @@ class KeyBlocks:
 
 @dataclass(frozen=True)
 class TreeIntervals:
-    """The subtrees of a forward's keys, as intervals of tree rows.
+    """The subtrees of a forward pass's keys, as intervals of tree rows.
 
-    The first `num_rows` keys are those of the queries, padding included; those of the cached tokens follow, and padding
-    again, up to a multiple of BLOCK. A padding query sees only itself, a padding key behind the queries is seen by none.
+    The first `num_rows` keys belong to the queries, padding included. The cached tokens' keys follow, then padding up to a
+    multiple of BLOCK. A padding query attends only to itself; no query attends to the padding keys after the cached ones.
     """
 
     num_rows: int
-    row: Int32Array  # (keys,) the tree row; padding lies behind the tree
+    row: Int32Array  # (keys,) the tree row; padding comes after the tree
     end: Int32Array  # (keys,) where the subtree ends
     depth: Int32Array  # (keys,)
 
     @classmethod
     def of(cls, layout: RowLayout, num_rows: int, num_keys: int) -> "TreeIntervals":
-        """`num_rows` and `num_keys` are multiples of BLOCK, and have room for the layout's queries and keys."""
+        """`num_rows` and `num_keys` are multiples of BLOCK, and at least the layout's numbers of queries and keys."""
         tree = layout.tree
         row = tree.num_tokens + np.arange(num_keys, dtype=np.int32)
         end, depth = row + 1, np.zeros(num_keys, np.int32)
@@ -68,7 +68,10 @@ class TreeIntervals:
         return len(self.row)
 
     def blocks(self, window: int | None) -> KeyBlocks:
-        """The blocks under a sliding window, or without one. One that is named has an allowed pair, a full one has no other."""
+        """The blocks for a sliding window of so many tokens; None: no window.
+
+        A partial block contains both allowed and other pairs, a full block allowed pairs only.
+        """
         limit = FAR if window is None else min(window, FAR)
         keys, queries = self.depth.reshape(-1, BLOCK), self.query_depth.reshape(-1, BLOCK)
         some = self._nearest < limit
@@ -82,13 +85,13 @@ class TreeIntervals:
 
     @cached_property
     def _queries(self) -> tuple[IntArray, IntArray]:
-        """(keys,) each: the queries in a key's subtree, from the first to before the second."""
+        """(keys,) each: the first query in a key's subtree, and the first one after it."""
         queries = self.row[: self.num_rows]  # ascending
         return np.searchsorted(queries, self.row), np.searchsorted(queries, self.end)
 
     @cached_property
     def _covered(self) -> BoolArray:
-        """(query blocks, key blocks): whether every query of the one is in the subtree of every key of the other."""
+        """(query blocks, key blocks): whether each query of the one is in the subtree of each key of the other."""
         first, stop = (each.reshape(-1, BLOCK) for each in self._queries)
         start = np.arange(0, self.num_rows, BLOCK)[:, None]
         covered: BoolArray = (first.max(1) <= start) & (start + BLOCK <= stop.min(1))
@@ -96,9 +99,9 @@ class TreeIntervals:
 
     @cached_property
     def _nearest(self) -> Int32Array:
-        """(query blocks, key blocks): the least `depth[q] - depth[k]` of a query in a key's subtree; FAR where there is none.
+        """(query blocks, key blocks): the smallest `depth[q] - depth[k]` with q in k's subtree; FAR if there is none.
 
-        A key's queries are an interval: a part of a block, whole blocks, a part of a block. Each of the three counts on its own.
+        A key's queries are an interval: the end of one block, whole blocks, the start of another. Each is handled separately.
         """
         first, stop = self._queries
         key_block = np.arange(self.num_keys) // BLOCK
@@ -114,7 +117,7 @@ class TreeIntervals:
         np.minimum.at(nearest, (first[head] // BLOCK, key_block[head]), least - self.depth[head])
 
         tail = np.maximum(first, end * BLOCK) < stop
-        tail &= begin <= end  # else the key's queries lie inside one block, and all of them are its head
+        tail &= begin <= end  # else all of the key's queries are inside one block, and `head` has handled them
         least = np.minimum.accumulate(depth, axis=1).reshape(-1)[stop[tail] - 1]
         np.minimum.at(nearest, (end[tail], key_block[tail]), least - self.depth[tail])
         return nearest
@@ -123,9 +126,10 @@ class TreeIntervals:
 def covering_maxima(
     first: IntArray, stop: IntArray, column: IntArray, values: Int32Array, shape: tuple[int, int]
 ) -> Int32Array:
-    """(rows, columns): the largest value of the intervals `[first, stop)` of rows in a column; -1 where none has the row.
+    """(rows, columns): per row and column, the largest value of the intervals `[first, stop)` that contain the row; else -1.
 
-    An interval is two of the same power of two, which may overlap. The longest are entered first and then halved.
+    Each interval is the union of two overlapping intervals whose length is a power of two. The longest are entered first,
+    then halved down to single rows.
     """
     found = np.full(shape, -1, np.int32)
     exponents = np.frexp(stop - first)[1] - 1  # of the largest power of two in the length
@@ -139,11 +143,11 @@ def covering_maxima(
 
 
 def range_minima(values: Int32Array, start: IntArray, stop: IntArray) -> Int32Array:
-    """The least of `values[start[i] : stop[i]]` for each i, none of them empty. Fast where `start` ascends."""
+    """The minimum of `values[start[i] : stop[i]]` for each i; no slice may be empty. Fastest if `start` ascends."""
     edges = np.stack([start, stop], axis=1).reshape(-1)
     return np.minimum.reduceat(np.append(values, values[-1:]), edges)[::2] if len(edges) else values[:0]
 
 
 def listed(mask: BoolArray) -> tuple[Int32Array, Int32Array]:
-    """Per row, the number of columns that are set, and their indices before all others."""
+    """Per row, the number of columns that are set, and all column indices with those of the set columns first."""
     return mask.sum(1, dtype=np.int32), np.argsort(~mask, axis=1, kind="stable").astype(np.int32)

@@ -1,9 +1,9 @@
-"""SDPA over blocks of queries, the CPU's backend; exact on any device.
+"""SDPA over blocks of queries: the CPU's backend, which gives exact results on any device.
 
-Blocks of up to 64 queries are aligned to the *absolute position*, and a query sees the keys up to its block's end, those
-behind itself masked. Its bits then depend on its position alone, wherever the tree was cut and whatever else is in the batch.
-Of a block only the wanted queries are computed, in steps of 16: a query's bits do not depend on the queries beside it, as the
-self-test at start shows. Equal parts of blocks at one position run as one call.
+Blocks of up to 64 queries are aligned to *absolute positions*. A query is computed with all keys up to its block's end, the
+keys after its own position masked. So its bits depend only on its position, whatever the shape of the tree and the rest of
+the batch. Only the wanted queries of a block are computed, in steps of 16: a query's bits do not depend on its neighbours
+(the self-test at start checks this). Equal parts of blocks at one position run as one call.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -24,11 +24,11 @@ from app.engine.row_layout import RowLayout
 
 BLOCK = 64
 STEP = 16
-"""Queries are computed in multiples of it, from a multiple of it on."""
+"""The number of queries computed together, and the position of the first, are multiples of this."""
 BLOCKS_PER_CHECK = 16
-"""After so many blocks of a layer, whether anybody still waits for the forward."""
+"""`check_wanted` is called once per this many blocks of a layer."""
 MAX_KEY_ROWS = 1 << 14
-"""Rows of keys that one SDPA call gathers, so that a wide tree over a long prefix stays in memory."""
+"""The most rows of keys that one SDPA call copies, so that a wide tree over a long prefix fits in memory."""
 
 
 def padded_length(num_rows: int, multiple: int) -> int:
@@ -37,7 +37,7 @@ def padded_length(num_rows: int, multiple: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Queries:
-    """Which queries of which path are computed: row `rows[i]` holds, and receives, the query at `positions[i]`."""
+    """The queries of one path that are computed. Row `rows[i]` holds the query at `positions[i]`, and receives its output."""
 
     path: IntArray  # (length,) key rows, by position
     positions: IntArray  # (n,)
@@ -46,17 +46,17 @@ class Queries:
 
 @dataclass(frozen=True, slots=True)
 class QueryBlock:
-    """The same part of the query blocks at one position, a unit for each path that has queries there."""
+    """The same part of a query block for several paths, one unit per path that has queries there."""
 
     part: "BlockPart"
-    query_rows: Tensor  # (units * part.length,) where no query is wanted, any row
-    key_rows: Tensor  # (units, part.num_keys) behind the path's end, its first: causality masks it
-    kept: Tensor  # (n,) the wanted ones among units * length
-    rows: Tensor  # (n,) where they go
-    path: Tensor | None = None  # that `key_rows` is the beginning of, and no copy
+    query_rows: Tensor  # (units * part.length,) any row where no query is wanted
+    key_rows: Tensor  # (units, part.num_keys) after the path's end its first row, which causality masks
+    kept: Tensor  # (n,) the wanted queries among units * length
+    rows: Tensor  # (n,) the rows of their outputs
+    path: Tensor | None = None  # if given, `key_rows` is a view of its beginning
 
     def to(self, device: torch.device, paths: dict[int, Tensor]) -> "QueryBlock":
-        """`paths` has those that are on the device already, by the address of the original."""
+        """`paths` maps the address of a path on the host to its copy on the device, and gets what is missing."""
         query_rows, kept, rows = (upload(each, device) for each in (self.query_rows, self.kept, self.rows))
         if self.path is None:
             return QueryBlock(self.part, query_rows, upload(self.key_rows, device), kept, rows)
@@ -79,7 +79,7 @@ class BlockPart(NamedTuple):
 
 
 def query_blocks(wanted: list[Queries]) -> list[QueryBlock]:
-    """The blocks that compute all the wanted queries, by position, none over MAX_KEY_ROWS unless a single unit is."""
+    """The blocks that compute all wanted queries, ordered by position. Only a block of one unit may exceed MAX_KEY_ROWS."""
     units: dict[BlockPart, list[tuple[Queries, slice]]] = {}
     for queries in wanted:
         for part, chosen in split_at_blocks(queries.positions):
@@ -92,7 +92,7 @@ def query_blocks(wanted: list[Queries]) -> list[QueryBlock]:
 
 
 def block_start(position: int) -> int:
-    """Where the block of a position begins: at 0, 16, 32, and from there on at every multiple of BLOCK."""
+    """The first position of the block that contains `position`. Blocks start at 0, 16, 32, then at each multiple of BLOCK."""
     return position // BLOCK * BLOCK if position >= BLOCK else (0, 16, 32, 32)[position // 16]
 
 
@@ -101,7 +101,7 @@ def block_length(start: int) -> int:
 
 
 def split_at_blocks(positions: IntArray) -> Iterator[tuple[BlockPart, slice]]:
-    """The parts of blocks that have the (ascending) positions, each with which positions are in it."""
+    """Splits ascending positions at block boundaries: each part, with the slice of `positions` inside it."""
     done, last = 0, int(positions[-1])
     while done < len(positions):
         first = int(positions[done])
@@ -131,7 +131,7 @@ def query_block(part: BlockPart, members: list[tuple[Queries, slice]]) -> QueryB
     query_rows[kept] = rows
     path = None
     if len(members) == 1 and len(members[0][0].path) >= part.num_keys:
-        # A copy of every prefix of a text would take the square of its length: 62 GB for a million tokens.
+        # Copying every prefix of a text would take memory quadratic in its length: 62 GB for a million tokens.
         path = torch.from_numpy(members[0][0].path)
         key_rows = path[: part.num_keys][None]
     else:
@@ -146,24 +146,24 @@ def copied_key_rows(part: BlockPart, members: list[tuple[Queries, slice]]) -> In
     for unit, (queries, _) in enumerate(members):
         on_path = queries.path[: part.num_keys]
         key_rows[unit, : len(on_path)] = on_path
-        key_rows[unit, len(on_path) :] = on_path[0]  # nobody else's: 0 times an infinity is not 0
+        key_rows[unit, len(on_path) :] = on_path[0]  # not another path's row: 0 times its infinity would be NaN
     return key_rows
 
 
 class BlockAttention:
-    """A `TreeAttention` for chosen queries, on whatever device a layer is."""
+    """A `TreeAttention` for chosen queries, on the device of each layer."""
 
     def __init__(self, wanted: Callable[[], list[Queries]]) -> None:
-        """`wanted` is called when the blocks are first needed, which is never where the model has one layer."""
+        """`wanted` is called when the blocks are first needed, so never for a model of one layer."""
         self._wanted = wanted
         self._by_device: dict[torch.device, list[QueryBlock]] = {}
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, options: LayerOptions) -> Tensor:
-        """As `TreeAttention.attend`; `key` and `value` may have other rows than `query`. Rows not wanted are zeros."""
+        """As `TreeAttention.attend`, except that `key` and `value` may have other rows than `query`. Unwanted rows are 0."""
         return block_attention(query[0], key[0], value[0], self._on(query.device), options)
 
     def upload(self, device: torch.device, windows: Iterable[int | None]) -> None:  # noqa: ARG002 - blocks serve every window
-        if device.type != "cpu":  # there, nothing is copied, and the first layer that attends makes the blocks
+        if device.type != "cpu":  # the CPU needs no copy; its blocks are built by the first layer that attends
             self._on(device)
 
     def _on(self, device: torch.device) -> list[QueryBlock]:
@@ -178,7 +178,7 @@ class BlockAttention:
 
 
 class BlockBackend:
-    """The `AttentionBackend` of SDPA in blocks."""
+    """The `AttentionBackend` that calls SDPA in blocks."""
 
     def num_rows(self, num_tokens: int, row_multiple: int) -> int:
         return padded_length(num_tokens, row_multiple)
@@ -191,7 +191,7 @@ class BlockBackend:
 
 
 def own_queries(layout: RowLayout, num_rows: int) -> list[Queries]:
-    """Every computed token's query once, on the path of the sequence whose tail it is in."""
+    """The query of each computed token once, on the path of the sequence whose own tail contains the token."""
     tree, is_computed = layout.tree, layout.is_computed
     wanted = []
     for path, (shared, length) in zip(tree.paths, tree.tails, strict=True):
@@ -234,7 +234,7 @@ def block_attention(
 
 
 def by_token(states: Tensor) -> Tensor:
-    """(heads, rows, dim) as (rows, heads * dim): how projections leave it, so mostly a view."""
+    """(heads, rows, dim) as (rows, heads * dim): the layout that projections produce, so usually a view."""
     return states.transpose(0, 1).reshape(states.shape[1], -1)
 
 
@@ -244,7 +244,7 @@ def by_head(states: Tensor, rows: Tensor, units: int, num_heads: int) -> Tensor:
 
 
 def part_mask(part: BlockPart, first: int, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(length, num_keys - first): the part's rows of its block's mask, for the keys from position `first` on."""
+    """(length, num_keys - first): the part's rows of its block's mask, for the keys from position `first`."""
     mask, begin = (
         block_mask(part.start - first, block_length(part.start), window, dtype, device),
         part.position - part.start,
@@ -253,13 +253,13 @@ def part_mask(part: BlockPart, first: int, window: int | None, dtype: torch.dtyp
 
 
 _masks: dict[tuple[int, int | None, torch.dtype, torch.device], Tensor] = {}
-"""By length, window, type and device, the widest mask so far. All narrower ones are its right-hand columns."""
+"""By length, window, dtype and device, the widest mask so far. Narrower masks are its rightmost columns."""
 
 
 def block_mask(offset: int, length: int, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(length, offset + length): 0 where the query at `offset` and on may see the key, minus infinity elsewhere.
+    """(length, offset + length): for the queries from position `offset`, 0 for an allowed key, minus infinity for others.
 
-    What a query sees depends on how far back a key is, so that one mask serves every offset: 33 MB for 131,072 tokens.
+    A key is allowed by its distance from the query, so one mask serves every offset: 33 MB for 131,072 tokens.
     """
     num_keys, kind = offset + length, (length, window, dtype, device)
     widest = _masks.get(kind)
@@ -269,7 +269,7 @@ def block_mask(offset: int, length: int, window: int | None, dtype: torch.dtype,
 
 
 def widest_mask(num_keys: int, length: int, window: int | None, dtype: torch.dtype) -> Tensor:
-    """(length, num_keys) for the last `length` of `num_keys` positions."""
+    """(length, num_keys): the mask of the last `length` of `num_keys` positions."""
     distance = torch.arange(num_keys - length, num_keys, dtype=torch.int32)[:, None]
     distance = distance - torch.arange(num_keys, dtype=torch.int32)
     seen = distance >= 0 if window is None else (distance >= 0) & (distance < window)
@@ -277,7 +277,7 @@ def widest_mask(num_keys: int, length: int, window: int | None, dtype: torch.dty
 
 
 def masked_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, options: LayerOptions) -> Tensor:
-    """softmax(cap(q k^T * scaling) + mask) v, heads grouped by the shapes; (units, heads, length, value_dim)."""
+    """softmax(softcap(q k^T * scaling) + mask) v, with grouped-query attention; (units, heads, length, value_dim)."""
     scaling, softcap = options.scaling, options.softcap
     if softcap is None:
         return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling, enable_gqa=True)

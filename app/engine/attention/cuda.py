@@ -1,9 +1,9 @@
-"""flex_attention over the whole row, CUDA's backend: the tree is its block mask.
+"""flex_attention over the packed row: CUDA's backend. The tree becomes the block mask.
 
-Compiled code is made for shapes, so few shapes occur: rows are padded to a short ladder of lengths, keys to whole blocks,
-and a graph serves many lengths, windows and batches. A model whose layers differ in heads or soft-cap takes a graph for
-each. Without compiled code flex_attention would compute dense scores of all pairs, 137 GB in float32 for 32 heads at
-32,768 rows. That never happens here: past the limit of graphs the batch fails with an error that says so.
+Each shape may cost a compilation, so we use few shapes: rows are padded to bucket lengths, keys to whole blocks, and one
+graph serves many lengths, windows and batches. A model whose layers differ in heads or soft-cap needs one graph for each.
+Uncompiled flex_attention would compute dense scores of all pairs: 137 GB in float32 for 32 heads and 32,768 rows. That
+never happens here: beyond the limit of graphs, the batch fails with an error that names the limit.
 """
 
 from collections.abc import Callable, Iterable
@@ -22,31 +22,31 @@ from app.engine.devices import upload
 from app.engine.row_layout import RowLayout
 
 MIN_ROWS = 2 * BLOCK
-"""Below 128 queries flex_attention takes another kernel, which would need graphs of its own."""
+"""For fewer than 128 queries flex_attention uses another kernel, which would need more graphs."""
 STEPS_PER_DOUBLING = 4
 MAX_GRAPHS = 64
-"""Compiled graphs per process. A model takes two to four; reloads and soft-caps take more."""
+"""Compiled graphs per process. A model needs two to four; reloads and soft-caps need more."""
 NO_WINDOW = 2**31 - 1
 
 
-def row_rung(num_rows: int) -> int:
-    """The ladder's length for a batch of `num_rows`: a multiple of 128, at least 256, at most a quarter more than asked for.
+def bucket_length(num_rows: int) -> int:
+    """The bucket for a batch of `num_rows` rows: a multiple of 128, at least 256, at most a quarter longer than `num_rows`.
 
     256, 384, 512, 640, 768, 896, 1024, 1280, 1536, 1792, 2048, 2560, ...: four per doubling.
     """
     if num_rows <= MIN_ROWS:
         return MIN_ROWS
-    below = 1 << ((num_rows - 1).bit_length() - 1)  # the power of two below
+    below = 1 << ((num_rows - 1).bit_length() - 1)  # the largest power of two below num_rows
     return padded_length(num_rows, max(below // STEPS_PER_DOUBLING, BLOCK))
 
 
 def num_keys(num_rows: int, num_cached: int) -> int:
-    """The keys of a forward whose cached ones fill whole blocks."""
+    """How many keys a forward pass has, with the cached ones padded to whole blocks."""
     return num_rows + padded_length(num_cached, BLOCK)
 
 
 class FlexAttention:
-    """A `TreeAttention`; one mask for each sliding window and device of the model's layers."""
+    """A `TreeAttention` with one mask per sliding window and device of the model's layers."""
 
     def __init__(self, layout: RowLayout, num_rows: int, attend: Callable[..., Tensor]) -> None:
         self._intervals = TreeIntervals.of(layout, num_rows, num_keys(num_rows, len(layout.cached)))
@@ -59,14 +59,14 @@ class FlexAttention:
             query,
             key,
             value,
-            score_mod=self._capped(options.softcap, query.device),
+            score_mod=self._softcap(options.softcap, query.device),
             block_mask=self.mask(options.window, query.device),
             scale=options.scaling,
             enable_gqa=query.shape[1] != key.shape[1],
         )
         return out.transpose(1, 2).contiguous()
 
-    def _capped(self, softcap: float | None, device: torch.device) -> Callable[..., Tensor] | None:
+    def _softcap(self, softcap: float | None, device: torch.device) -> Callable[..., Tensor] | None:
         if softcap is None:
             return None
         limit = self._constant(np.float32(softcap), device)
@@ -77,7 +77,7 @@ class FlexAttention:
         return cap
 
     def _constant(self, value: np.float32 | np.int32, device: torch.device) -> Tensor:
-        """A number as a tensor, uploaded once: compiled code takes any tensor, where a number would be compiled in."""
+        """A number as a tensor, uploaded once. A Python number would be compiled into the graph; a tensor is an input."""
         if (value, device) not in self._constants:
             self._constants[value, device] = upload(np.array(value), device)
         return self._constants[value, device]
@@ -87,7 +87,7 @@ class FlexAttention:
             self.mask(window, device)
 
     def mask(self, window: int | None, device: torch.device) -> BlockMask:
-        """The tree under a window as a mask on a layer's device; made once."""
+        """The tree's mask for a sliding window on a layer's device; built once."""
         if (window, device) not in self._masks:
             self._masks[window, device] = self._new_mask(window, device)
         return self._masks[window, device]
@@ -102,7 +102,7 @@ class FlexAttention:
             return (rows[k] <= rows[q]) & (rows[q] < ends[k]) & (depths[q] - depths[k] < limit)
 
         def listed(values: Int32Array) -> Tensor:
-            return upload(values, device)[None, None]  # batch and head: all alike
+            return upload(values, device)[None, None]  # one batch; the same for all heads
 
         return BlockMask.from_kv_blocks(
             listed(blocks.num_partial),
@@ -112,18 +112,18 @@ class FlexAttention:
             BLOCK_SIZE=BLOCK,
             mask_mod=on_path,
             seq_lengths=(intervals.num_rows, intervals.num_keys),
-            compute_q_blocks=False,  # these are for gradients
+            compute_q_blocks=False,  # only gradients need them
         )
 
 
 class FlexBackend:
-    """The `AttentionBackend` of flex_attention. Not compiled it computes dense scores, which only tests can afford."""
+    """The `AttentionBackend` that calls flex_attention. Without compilation it computes dense scores, for tests only."""
 
     def __init__(self, *, compiled: bool = True) -> None:
         self._compiled = compiled
 
-    def num_rows(self, num_tokens: int, row_multiple: int) -> int:  # noqa: ARG002 - the ladder has its own multiples
-        return row_rung(num_tokens)
+    def num_rows(self, num_tokens: int, row_multiple: int) -> int:  # noqa: ARG002 - buckets have multiples of their own
+        return bucket_length(num_tokens)
 
     def num_keys(self, num_rows: int, num_cached: int) -> int:
         return num_keys(num_rows, num_cached)
@@ -134,7 +134,7 @@ class FlexBackend:
 
 @lru_cache(maxsize=1)
 def compiled_flex() -> Any:
-    """flex_attention compiled as one graph: where it cannot be compiled, or not once more, a call raises."""
+    """flex_attention compiled as one graph. A call raises if it cannot be compiled or the limit of graphs is reached."""
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_GRAPHS)  # noqa: SLF001 - no public name in every release
     return torch.compile(flex_attention, dynamic=True, fullgraph=True)
 

@@ -1,4 +1,4 @@
-"""The attention function that transformers calls in every layer of a packed model, and the row that it is called with."""
+"""The attention function that transformers calls in every layer of a packed model, and the packed row that it works on."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -16,28 +16,28 @@ if TYPE_CHECKING:
     from app.engine.attention.pool import CachedKeys
 
 IMPLEMENTATION = "reward_tree"
-INERT = frozenset({"position_ids", "is_causal", "use_cache", "output_attentions", "output_hidden_states", "dropout"})
-"""Arguments that models pass and that change nothing here: causality and positions are the tree's."""
+IGNORED_ARGUMENTS = frozenset(
+    {"position_ids", "is_causal", "use_cache", "output_attentions", "output_hidden_states", "dropout"}
+)
+"""Arguments that models pass and that have no effect here: the tree determines causality and positions."""
 
 
 class PackedRow:
-    """The computed tokens of a batch's tree on a device: the model's inputs, and the attention over the tree."""
+    """The tokens of a batch's tree that are computed: the model's inputs on a device, and the attention over the tree."""
 
     def __init__(
         self, layout: RowLayout, device: torch.device, backend: AttentionBackend, *, row_multiple: int = 64
     ) -> None:
         self.layout = layout
         self.device = device
-        self.num_rows = backend.num_rows(
-            layout.num_computed_tokens, row_multiple
-        )  # so that no kernel meets a ragged tail
+        self.num_rows = backend.num_rows(layout.num_computed_tokens, row_multiple)
         self.num_keys = backend.num_keys(self.num_rows, len(layout.cached))
         self.input_ids = self._padded(layout.token_ids)  # (1, num_rows)
         self.position_ids = self._padded(layout.depth)  # (1, num_rows)
         self.attention = backend.prepare(layout, self.num_rows)
         self.cached_keys: CachedKeys | None = None
         self.layers: list[LayerShape] = []
-        """The layers that have attended so far."""
+        """The shapes of the layers that have called attention so far, in order."""
 
     def _padded(self, values: IntArray) -> Tensor:
         return upload(zero_padded(values, self.num_rows), self.device)[None]
@@ -57,13 +57,13 @@ def tree_attention(
     softcap: float | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """The attention function for `AttentionInterface`: (1, rows, heads, value_dim), and no weights.
+    """The attention function for `AttentionInterface`: (1, rows, heads, value_dim), and None for the weights.
 
-    Raises TypeError for an argument that is not known to be inert, so that nothing is left out in silence.
+    Raises TypeError for an argument that it does not know, so that none is ignored silently.
     """
-    unknown = {name for name, given in others.items() if given is not None} - INERT
+    unknown = {name for name, given in others.items() if given is not None} - IGNORED_ARGUMENTS
     if unknown or attention_mask is not None:
-        raise TypeError(f"{type(module).__name__} passes {sorted(unknown) or 'a mask'} to attention, unknown here")
+        raise TypeError(f"{type(module).__name__} passes {sorted(unknown) or 'a mask'} to attention, which is unknown here")
     options = LayerOptions(scaling, sliding_window, softcap)
     if last_rows is not None and last_rows.keys_and_values is not None:  # the second call
         return last_rows.attention.attend(query, *last_rows.keys_and_values, options), None

@@ -10,14 +10,14 @@ from app.engine.attention.cpu import BlockAttention, Queries
 
 
 class KeysCapturedError(Exception):
-    """Not a failure: ends a layer's first call once its keys and values are known."""
+    """Control flow: ends a layer's first call once its keys and values are known."""
 
 
 class LastLayerRows:
-    """Lets the last layer compute some rows alone: its keys and values over the whole row, the rest on those rows.
+    """The state of a last layer that computes keys and values for the whole row, and everything else for wanted rows only.
 
-    Attention cannot return fewer rows than it was given, so the layer is called twice: the first call stops inside
-    the attention function with the keys and values, the second runs on the wanted rows and attends to them.
+    Attention cannot return fewer rows than it was given, so the layer is called twice. The first call stops inside the
+    attention function, which keeps the keys and values. The second call runs on the wanted rows and attends to them.
     """
 
     def __init__(self, wanted: list[Queries], num_rows: int) -> None:
@@ -28,8 +28,8 @@ class LastLayerRows:
 
 @contextmanager
 def restrict_to_rows(layer: nn.Module, last_rows: LastLayerRows, rows: Tensor, num_rows: int) -> Iterator[None]:
-    """Has `layer` compute only `rows` of its `num_rows` inputs for as long as the context lasts."""
-    own = vars(layer).get("forward")  # accelerate's hook, on a model that is split
+    """Within the context, `layer` returns only `rows` of its `num_rows` inputs."""
+    own = vars(layer).get("forward")  # accelerate's hook, if the model is split across devices
     forward = layer.forward
 
     def pick(value: Any) -> Any:

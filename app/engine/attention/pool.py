@@ -1,4 +1,4 @@
-"""The keys and values of cached tokens, layer by layer, and what one batch reads from them and adds to them."""
+"""The keys and values of cached tokens, layer by layer, and one batch's reads from and writes to them."""
 
 import numpy as np
 import torch
@@ -12,26 +12,26 @@ from app.engine.prefix_tree import IntArray
 from app.engine.row_layout import RowLayout
 
 PAGE_OVERHEAD_BYTES = 2048
-"""What a page's token ids and its place in the tree take beside its keys and values."""
+"""Memory for a page's token ids and its node in the tree, besides its keys and values."""
 
 
 class KeyValuePool:
-    """For each layer the keys and the values of every slot, (slots, heads * dim) each. Allocated at the first use."""
+    """For each layer, the keys and the values of all slots, (slots, heads * dim) each. Allocated at first use."""
 
     def __init__(self, num_pages: int) -> None:
         self.num_pages = num_pages
         self._layers: list[tuple[Tensor, Tensor]] = []
 
     def layer(self, index: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """The slots of a layer; the given rows say of what width, type and device they are."""
+        """The slots of a layer, created with the width, dtype and device of the given rows."""
         if index == len(self._layers):
             slots = self.num_pages * PAGE_TOKENS
             self._layers.append((keys.new_empty(slots, keys.shape[1]), values.new_empty(slots, values.shape[1])))
         return self._layers[index]
 
 
-class OnDevices:
-    """Indices that the layers of a model read on their devices: copied to each once."""
+class DeviceIndices:
+    """Indices that a model's layers read on their devices; copied once per device."""
 
     def __init__(self, values: IntArray) -> None:
         self._values = values
@@ -44,7 +44,7 @@ class OnDevices:
 
 
 class CachedKeys:
-    """One batch's use of the pool. Each layer calls `extend` once, in the order of the layers."""
+    """One batch's view of the pool. Each layer calls `extend` once, in the order of the layers."""
 
     def __init__(
         self, pool: KeyValuePool, reservation: Reservation, layout: RowLayout, num_rows: int, num_keys: int
@@ -53,21 +53,21 @@ class CachedKeys:
         self._num_layers = 0
         self._num_cached = len(layout.cached)
         slots = reservation.slots[layout.cached]
-        # Padding repeats a cached key: no query sees it, but 0 times an infinity would not be 0.
+        # Padding repeats a cached key: its weight is 0, but uninitialized memory could hold infinity, and 0 * inf is NaN.
         slots = np.pad(slots, (0, num_keys - num_rows - len(slots)), mode="edge") if len(slots) else slots
-        self._slots = OnDevices(slots)  # (keys - rows,) to read
+        self._slots = DeviceIndices(slots)  # (keys - rows,) to read
         self._num_filled = len(reservation.filled_slots)
-        self._filled_rows = OnDevices(layout.key_rows(reservation.filled_rows, num_rows))  # (filled,)
-        self._filled_slots = OnDevices(reservation.filled_slots)  # (filled,)
-        self._sums: list[Tensor] = []  # of what is to be kept, per layer
+        self._filled_rows = DeviceIndices(layout.key_rows(reservation.filled_rows, num_rows))  # (filled,)
+        self._filled_slots = DeviceIndices(reservation.filled_slots)  # (filled,)
+        self._sums: list[Tensor] = []  # of the keys and values written to the pool, per layer
 
     def upload(self, device: torch.device) -> None:
-        """Copies the indices now, not when the first layer asks for them."""
+        """Copies the indices to the device ahead of the first layer."""
         for indices in (self._slots, self._filled_rows, self._filled_slots):
             indices.on(device)
 
     def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Adds the cached tokens' keys and values behind the given ones, and copies what is to be kept to the pool.
+        """Appends the cached tokens' keys and values to the given ones, and copies the reserved rows to the pool.
 
         In: (1, heads, rows, dim), out: (1, heads, keys, dim).
         """
@@ -85,7 +85,7 @@ class CachedKeys:
         return both[0], both[1]
 
     def are_finite(self) -> bool:
-        """Whether nothing of what is to be kept is NaN or infinite, by the sums. Waits for each device once."""
+        """Whether all keys and values written to the pool are finite, judged by their sums. Waits once per device."""
         by_device: dict[torch.device, list[Tensor]] = {}
         for total in self._sums:
             by_device.setdefault(total.device, []).append(total)
@@ -93,7 +93,7 @@ class CachedKeys:
 
 
 class KeyValueCache:
-    """A model's prefix cache: the keys and values of what it computed before, in at most `num_bytes`. Not thread-safe."""
+    """A model's prefix cache: keys and values of tokens computed before, in at most `num_bytes`. Not thread-safe."""
 
     def __init__(self, num_bytes: int, bytes_per_token: int) -> None:
         self._bytes_per_token = bytes_per_token
@@ -106,13 +106,13 @@ class KeyValueCache:
         return self.prefixes.num_pages * self.page_bytes
 
     def empty_copy(self) -> "KeyValueCache":
-        """A cache of the same size and rules, whose memory is allocated when it is first used."""
+        """An empty cache of the same size and settings. Its memory is allocated at first use."""
         copy = KeyValueCache(self.max_bytes, self._bytes_per_token)
         copy.prefixes.min_prefix_tokens = self.prefixes.min_prefix_tokens
         return copy
 
     def halve(self) -> None:
-        """Forgets everything, gives the memory back and takes half of it at most from now on."""
+        """Empties the cache, frees its memory and halves its size from now on."""
         num_pages = self.prefixes.num_pages // 2
         self.prefixes.resize(num_pages)
         self._pool = KeyValuePool(num_pages)
@@ -122,24 +122,21 @@ class KeyValueCache:
         return any(self.prefixes.may_use(sequence.key) for sequence in batch.sequences)
 
     def reserve(self, batch: Batch) -> Reservation:
-        """What the cache has of a batch and will keep of it. `publish` or `release` comes next (see `PrefixCache`)."""
+        """Reserves what the cache has of a batch and will keep of it. End with `publish` or `release` (see `PrefixCache`)."""
         return self.prefixes.reserve(keys_of(batch), batch.tree)
 
     def publish(self, batch: Batch, reservation: Reservation, cached_keys: CachedKeys) -> None:
-        """Keeps what the batch's forward has added, if all of it is finite.
-
-        A key that is not finite may come from another sequence, which does not count for those to come.
-        """
+        """Makes the keys and values that the batch has written available to later batches, if all are finite."""
         if not reservation.is_empty and cached_keys.are_finite():
             self.prefixes.publish(keys_of(batch), batch.tree, reservation)
         self.release(reservation)
 
     def release(self, reservation: Reservation) -> None:
-        """Gives back what was reserved and is not published."""
+        """Frees the reserved pages that were not published."""
         self.prefixes.release(reservation)
 
     def is_current(self, reservation: Reservation, batch: Batch) -> bool:
-        """Whether to reserve for the batch anew would find nothing more."""
+        """Whether reserving again would find no more cached tokens than `reservation` has."""
         return self.prefixes.is_current(reservation, keys_of(batch))
 
     def cached_keys(self, reservation: Reservation, layout: RowLayout, num_rows: int, num_keys: int) -> CachedKeys:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from app.engine.attention.block_mask import BLOCK
-from app.engine.attention.cuda import FlexAttention, num_keys, row_rung
+from app.engine.attention.cuda import FlexAttention, bucket_length, num_keys
 from app.engine.prefix_tree import PrefixTree, encode_key
 from app.engine.row_layout import RowLayout
 from tests.engine.trees import dense_mask, layouts
@@ -36,7 +36,7 @@ def listed(num_blocks: Tensor, indices: Tensor) -> Tensor:
 @settings(deadline=None, max_examples=80)
 @given(layout=layouts(), window=st.none() | st.integers(1, 400))
 def test_the_mask_is_the_trees_own(layout: RowLayout, window: int | None) -> None:
-    num_rows = row_rung(layout.num_computed_tokens)
+    num_rows = bucket_length(layout.num_computed_tokens)
     keys = num_keys(num_rows, len(layout.cached))
     mask = FlexAttention(layout, num_rows, flex_attention).mask(window, CPU)
     wanted = dense_mask(layout, num_rows, keys, window)
@@ -81,7 +81,7 @@ def test_a_mask_of_many_rows_is_small(kind: str, window: int | None, num_tokens:
             encode_key(prefix + rng.integers(0, 1 << 16, own).tolist()) for _ in range(1 if own == num_tokens else 8)
         ]
     layout = RowLayout(PrefixTree.of(keys))
-    num_rows = row_rung(layout.num_computed_tokens)
+    num_rows = bucket_length(layout.num_computed_tokens)
     assert num_tokens * 0.9 < layout.num_computed_tokens <= num_rows <= num_tokens * 1.25
     tracemalloc.start()
     try:
@@ -94,13 +94,13 @@ def test_a_mask_of_many_rows_is_small(kind: str, window: int | None, num_tokens:
 
 
 @given(num_rows=st.integers(1, 200_000))
-def test_rows_are_padded_to_a_short_ladder(num_rows: int) -> None:
-    rung = row_rung(num_rows)
-    assert rung % BLOCK == 0
-    assert rung >= max(num_rows, 256)
-    assert rung == 256 or rung <= max(num_rows * 1.25, num_rows + BLOCK)
-    assert row_rung(rung) == rung
+def test_rows_are_padded_to_few_bucket_lengths(num_rows: int) -> None:
+    bucket = bucket_length(num_rows)
+    assert bucket % BLOCK == 0
+    assert bucket >= max(num_rows, 256)
+    assert bucket == 256 or bucket <= max(num_rows * 1.25, num_rows + BLOCK)
+    assert bucket_length(bucket) == bucket
 
 
-def test_the_ladder_has_four_lengths_per_doubling() -> None:
-    assert len({row_rung(n) for n in range(1, 32_769)}) == 27
+def test_there_are_four_bucket_lengths_per_doubling() -> None:
+    assert len({bucket_length(n) for n in range(1, 32_769)}) == 27
