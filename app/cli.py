@@ -28,7 +28,7 @@ from app.training.arguments import add_comparison, add_evaluate, add_train, add_
 from app.training.preflight import check_options
 
 if TYPE_CHECKING:
-    from app.http.in_process import Answerer
+    from app.http.in_process import RouteClient
 
 logger = logging.getLogger(__name__)
 BROKEN_PIPE = 141
@@ -242,14 +242,14 @@ def run_lines(options: argparse.Namespace) -> int:
     body = {name: getattr(options, name) for name in names if hasattr(options, name)}
     path = f"/{options.command}"
     lines = read_entries(options.file)
-    make_answerer, size = answerer_of(options)
+    make_client, size = answerer_of(options)
     check_entries(options.file, [(line.number, line.entry) for line in lines], path, body, size)
     results = results_of(options, lines)
-    asyncio.run(answer_lines(make_answerer, options.file, lines, path, body, results))
+    asyncio.run(answer_lines(make_client, options.file, lines, path, body, results))
     return 0
 
 
-def answerer_of(options: argparse.Namespace) -> "tuple[Callable[[], Answerer], int]":
+def answerer_of(options: argparse.Namespace) -> "tuple[Callable[[], RouteClient], int]":
     """Makes whoever computes the results; and how many lines one request may hold. Raises StartError."""
     from app.http.in_process import LINES_PER_REQUEST, InProcess, Remote
 

@@ -1,1 +1,1 @@
-"""The HTTP side: bodies in, engine and reward calls, bodies out."""
+"""The routes: request bodies to engine and reward calls, and their results to response bodies."""

@@ -1,4 +1,4 @@
-"""POST /admin/reload: the configured checkpoints anew, without downtime. For the operator, who has an API key."""
+"""POST /admin/reload: loads the configured checkpoints again, without downtime. For the operator, who has an API key."""
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
@@ -41,11 +41,11 @@ async def reload(service: TheService, request: Request) -> Reloaded | Response:
         raise ForbiddenError("reloading needs an API key, and the service has none; set REWARD_API_KEYS and restart it")
     service.accept()
     if await request.body():
-        raise InvalidInputError("a reload takes no body: the settings name the checkpoints; send none")
+        raise InvalidInputError("the request has a body, but the settings name the checkpoints; send none")
     before = {name: model.checkpoint.version for name, model in service.ready_engine().models.items()}
     try:
         await DisconnectWatches().while_connected(request.receive, service.reload())
-    except ClientGoneError:  # the reload goes on, and nobody waits for an answer
+    except ClientGoneError:  # the reload continues without the client
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     after = {name: model.checkpoint.version for name, model in service.ready_engine().models.items()}
     return Reloaded(

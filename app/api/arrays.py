@@ -12,7 +12,7 @@ from pydantic_core import CoreSchema, core_schema
 
 
 class FromList:
-    """Annotates an array that is read from a list. `entry` is the type of a list's entry, validated and documented; null becomes NaN."""
+    """Annotates an array that is read from a list. `entry` is the type of the list's entries; null becomes NaN."""
 
     def __init__(self, entry: Any, dtype: DTypeLike, *, min_length: int = 0) -> None:
         self.entry = entry

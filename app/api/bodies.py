@@ -1,6 +1,6 @@
-"""Bytes to a body, once, and an answer to bytes, once, both in pydantic's own core; and what is wrong with a body, in words.
+"""Parses JSON bodies and writes JSON answers, both in pydantic's core, and describes what is wrong with a body.
 
-Knows neither torch nor the service: the worker process that reads large bodies imports it.
+Imports neither torch nor the service, because the worker process for large bodies imports it.
 """
 
 from codecs import BOM_UTF8
@@ -16,7 +16,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def parse(body_type: type[Model], body: bytes) -> Model:
-    """A body of JSON in UTF-8, with or without a byte order mark. Raises InvalidJSONError or InvalidInputError."""
+    """Parses JSON in UTF-8, with or without a byte order mark. Raises InvalidJSONError or InvalidInputError."""
     try:
         return body_type.model_validate_json(body.removeprefix(BOM_UTF8))
     except ValidationError as error:
@@ -24,16 +24,16 @@ def parse(body_type: type[Model], body: bytes) -> Model:
 
 
 def write(answer: BaseModel | dict[str, Any] | bytes) -> bytes:
-    """JSON; bytes are JSON already."""
+    """The answer as JSON; bytes are JSON already."""
     if isinstance(answer, bytes):
         return answer
     if isinstance(answer, dict):
-        return to_json(answer, inf_nan_mode="null")  # as a model's
+        return to_json(answer, inf_nan_mode="null")  # as pydantic writes a model
     return answer.__pydantic_serializer__.to_json(answer)
 
 
 def describe(error: ValidationError) -> RequestError:
-    """The first of the errors in the words of the API, with the number of the others; a misspelt field before all."""
+    """The first of pydantic's errors in the API's wording, with the number of the others. Unknown fields come first."""
     first, more = first_error(error.errors(include_url=False))
     if first["type"] == "json_invalid":
         return InvalidJSONError(f"the body is not JSON: {first['msg'].removeprefix('Invalid JSON: ')}")
@@ -42,7 +42,7 @@ def describe(error: ValidationError) -> RequestError:
 
 
 def item_of(error: ErrorDetails) -> int | None:
-    """3 for what is wrong in `items[3]`."""
+    """The index of the item at fault: 3 for an error in `items[3]`."""
     location = error["loc"]
     item = location[1] if len(location) > 1 and location[0] in {"items", "pairs"} else None
     return item if isinstance(item, int) else None

@@ -1,4 +1,4 @@
-"""POST /compare: the margin ranking loss of preference pairs, and how often the model agrees with them."""
+"""POST /compare: the margin ranking loss of preference pairs, and the model's accuracy on them."""
 
 import numpy as np
 
@@ -39,7 +39,7 @@ async def compare(body: CompareRequest, service: TheService) -> CompareResponse:
 
 
 def compared(body: CompareRequest, items: list[ItemScore]) -> ModelComparison:
-    """One model's; `items` are the chosen and the rejected of each pair in turn."""
+    """One model's results; `items` has the chosen and the rejected response of each pair in turn."""
     results = pair_results(
         chosen=np.array([item.score for item in items[::2]], np.float64),
         rejected=np.array([item.score for item in items[1::2]], np.float64),
@@ -73,7 +73,7 @@ def pair_results(chosen: Floats, rejected: Floats, margin: Floats, truncated: li
 
 
 def summarize(pairs: list[Pair], results: list[PairResult]) -> CompareSummary:
-    """Means over the pairs; accuracy also over those of each rating that occurs."""
+    """Means over the pairs, and the accuracy for each rating that occurs."""
     by_rating = {
         rating: mean([result.correct for pair, result in zip(pairs, results, strict=True) if pair.rating == rating])
         for rating in MARGINS["large"]

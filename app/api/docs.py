@@ -1,7 +1,7 @@
-"""`/docs` and `/redoc`: FastAPI's pages, with scripts from this machine and with relative URLs only.
+"""`/docs` and `/redoc`: FastAPI's pages, with scripts from this machine and only relative URLs.
 
-FastAPI's own pages load their scripts from a public CDN, and ask for `/openapi.json` at the host's root, where behind a proxy
-with a path prefix another service is.
+FastAPI's own pages load their scripts from a public CDN, and request `/openapi.json` at the host's root, where a proxy with a
+path prefix has another service.
 """
 
 from importlib.resources import files
@@ -17,9 +17,9 @@ from app.errors import NotFoundError
 
 SCHEMA_PATH = "/openapi.json"
 BROWSER_PATHS = ("/docs", "/redoc", SCHEMA_PATH)
-"""What people open in a browser, which asks them for a key by HTTP Basic."""
+"""Paths that people open in a browser, which prompts for the key with HTTP Basic."""
 SERVERS = [{"url": ".", "description": "this service"}]
-"""Relative to the document's own URL, whatever prefix that has."""
+"""Relative to the document's own URL, so that it works with any path prefix."""
 TAGS = [
     {"name": "rewards", "description": "Scores, preference losses and PPO rewards: the service's own routes."},
     {"name": "operation", "description": "Is it alive, is it ready, what does it serve; metrics; reload."},
@@ -43,7 +43,7 @@ def is_for_browser(path: str) -> bool:
 
 
 def install(api: FastAPI, *, needs_key: bool) -> None:
-    """Adds the pages to an app that was made with `docs_url` and `redoc_url` None, and the API key to its document."""
+    """Adds the pages to an app created with `docs_url=None, redoc_url=None`, and the API key to its OpenAPI document."""
     plain = api.openapi
 
     def openapi() -> dict[str, Any]:
@@ -81,7 +81,7 @@ def install(api: FastAPI, *, needs_key: bool) -> None:
 
 
 def with_key(document: dict[str, Any], *, needs_key: bool) -> dict[str, Any]:
-    """The document with the two ways to send a key, which are optional where the service has none."""
+    """The document with the two ways to send a key, which are optional if the service has none."""
     either: list[dict[str, list[str]]] = [{name: []} for name in KEY_SCHEMES]
     document.setdefault("components", {})["securitySchemes"] = KEY_SCHEMES
     document["security"] = either if needs_key else [{}, *either]
@@ -92,10 +92,10 @@ def with_key(document: dict[str, Any], *, needs_key: bool) -> dict[str, Any]:
 
 
 def relative(path: str) -> str:
-    """Beside the page, which is at the service's root."""
+    """The path relative to the page, which is at the service's root."""
     return path.removeprefix("/")
 
 
 def assets() -> Path:
-    """The folder that fastapi-offline has beside its code."""
+    """The folder of fastapi-offline's scripts and styles."""
     return Path(str(files("fastapi_offline"))) / "static"

@@ -1,4 +1,4 @@
-"""How errors become responses: the one body of the native routes, and the mapping of Starlette's own exceptions."""
+"""Turns errors into responses: the error body of the native routes, and the mapping of Starlette's own exceptions."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ MAX_MESSAGE_CHARS = 500
 
 @dataclass(frozen=True, slots=True)
 class ErrorFormat:
-    """How a group of routes writes its errors, and what /docs says about them."""
+    """How a group of routes writes its errors, and their description in /docs."""
 
     write: Callable[[RequestError], Response]
     body: type[BaseModel]
@@ -36,12 +36,13 @@ class ErrorFormat:
     tags: tuple[str, ...] = ()
 
     def responses(self) -> dict[int | str, dict[str, Any]]:
-        """FastAPI's `responses`. The access rules, which stand before all routes, answer 401 and 403 in the native format."""
+        """FastAPI's `responses`. The access rules answer 401 and 403 in the native format on every route."""
         access: dict[int | str, dict[str, Any]] = {status: {"model": ErrorBody} for status in (401, 403)}
         return access | {status: {"model": self.body} for status in self.statuses}
 
 
 def error_response(error: RequestError) -> JSONResponse:
+    """The native error response; also sets the error's code in the request's context."""
     if context := current_request():
         context.code = error.code
     headers = {}
@@ -56,7 +57,7 @@ def error_response(error: RequestError) -> JSONResponse:
 
 
 def shorten(message: str) -> str:
-    """One line. A long message keeps both ends: the value in the middle may be huge, and the remedy comes last."""
+    """The message on one line. A long one loses its middle, which holds the value, and keeps the remedy at its end."""
     if len(message) > MAX_MESSAGE_CHARS:
         half = MAX_MESSAGE_CHARS // 2
         message = f"{message[:half]} ... {message[-half:]}"
@@ -88,7 +89,7 @@ def install(app: FastAPI) -> None:
         return response
 
     def unexpected_error(_: Request, __: Exception) -> Response:
-        return error_response(InferenceFailedError("an unexpected fault; the log has it"))
+        return error_response(InferenceFailedError("an unexpected error; see the log"))
 
     app.add_exception_handler(RequestError, request_error)
     app.add_exception_handler(Exception, unexpected_error)  # Starlette raises it again, for the log

@@ -1,4 +1,4 @@
-"""What the handlers share: the service, and the engine's input for each input form of the API."""
+"""Shared by the handlers: the service, and the conversion of an API input to the engine's input."""
 
 from typing import Annotated
 

@@ -43,7 +43,7 @@ async def health(service: TheService) -> Health:
 
 def check_alive(engine: Engine[RewardModel]) -> None:
     if not engine.is_alive:
-        raise NotReadyError("a model thread has died, and the log says of what; restart the service")
+        raise NotReadyError("a model thread has died (see the log); restart the service")
 
 
 @router.head("/ready", include_in_schema=False)
@@ -79,12 +79,12 @@ async def info(service: TheService) -> dict[str, Any]:
         "cpu_threads": {"limit": service.thread_limit.num_threads, "reason": service.thread_limit.reason},
         "safety_threshold": settings.safety_threshold,
         "beta": settings.beta,
-        # what clients of text-embeddings-inference read
+        # read by clients of text-embeddings-inference
         "model_id": first["model_id"],
         "model_sha": first["version"],
         "model_dtype": first["dtype"],
         "served_model_name": choose_model(service, None),
-        "model_type": {"reranker": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}},  # of one label
+        "model_type": {"reranker": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}},
         "max_concurrent_requests": settings.max_waiting_requests,
         "max_input_length": min(model["max_length"] for model in models.values()),
         "max_batch_tokens": min(model["max_batch_tokens"] for model in models.values()),
@@ -115,7 +115,7 @@ def model_info(model: RewardModel) -> dict[str, Any]:
         "path_reason": model.plan.reason,
         "batch_invariant": model.plan.batch_invariant,
         "token_scores": model.is_causal,
-        "step_scores": model.head.position.is_of_steps,
+        "step_scores": model.head.position.is_per_step,
         "cpu_thread_counts": list(model.threads.counts),
         "prefix_cache_bytes": model.cache.max_bytes if model.cache is not None else 0,
         "prefix_cache_reason": model.cache_reason,

@@ -7,7 +7,7 @@ from app.rewards.margins import MARGINS, MarginScheme
 
 
 def pair_to_inputs(pair: Pair, item: int, prefix: str) -> tuple[Input, Input]:
-    """The chosen and the rejected conversation. Errors name them with the prefix in front."""
+    """The chosen and the rejected conversation. Errors name them `{prefix}chosen` and `{prefix}rejected`."""
     locations = f"{prefix}chosen", f"{prefix}rejected"
     if pair.chosen_messages is not None and pair.rejected_messages is not None:
         forms = engine_messages(pair.chosen_messages), engine_messages(pair.rejected_messages)

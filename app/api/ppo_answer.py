@@ -1,4 +1,4 @@
-"""Rewards to the answer of /ppo-reward. Knows neither torch nor the service: the worker process imports it."""
+"""Builds the answer of /ppo-reward. Imports neither torch nor the service, because the worker process imports it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ REMEDY = "overflows float64; send smaller scores, logprobs, beta or penalty, or 
 
 @dataclass(frozen=True, slots=True)
 class ItemScores:
-    """An item's raw scores by model, from the models or from the trainer."""
+    """An item's raw scores by model, computed here or sent by the trainer."""
 
     by_model: Mapping[str, float]
     truncated: bool = False
@@ -30,7 +30,7 @@ class ItemScores:
 
 
 def answer(batch: PPOBatch, scores: list[ItemScores], usage: dict[str, int]) -> dict[str, Any]:
-    """The fields of a `PPOResponse`. Raises InvalidInputError where a number of it overflows."""
+    """The fields of a `PPOResponse`. Raises InvalidInputError if one of its numbers overflows."""
     models = batch.options.combination.models
     arrays = {name: scores_or_nan([each.by_model.get(name) for each in scores]) for name in models}
     items, logprobs = batch.items, batch.items.logprobs
@@ -74,7 +74,7 @@ def results(
     if combined.parts is not None:
         columns["parts"] = parts(combined, combined.parts)
     columns["whitened"] = combined.whitened.tolist()
-    if batch.tells_singletons:
+    if batch.reports_singletons:
         columns["singleton"] = combined.is_singleton.tolist()
     columns |= penalty_columns(logprobs, rewards.penalty, len(scores))
     if steps is not None:
@@ -86,7 +86,7 @@ def results(
 
 
 def score_columns(scores: list[ItemScores]) -> dict[str, Sequence[Any]]:
-    """The scores of Llama 2's two models, null where there is none, and those of further models."""
+    """The scores of Llama 2's two models (None if missing), and those of other models."""
     columns: dict[str, Sequence[Any]] = {
         f"{name}_score": [each.by_model.get(name) for each in scores] for name in LLAMA2_MODELS
     }
@@ -119,7 +119,7 @@ def penalty_columns(logprobs: Logprobs | None, penalty: Penalty | None, num_item
 def step_columns(
     steps: PlacedSteps, logprobs: Logprobs | None, penalty: Penalty | None, num_items: int
 ) -> dict[str, Sequence[Any]]:
-    """Null for an item without steps."""
+    """The columns about process rewards; None for an item without steps."""
     nothing = (None, None)
     own = [steps.by_item.get(i, nothing) for i in range(num_items)]
     sums: list[float | None] = [None] * num_items
@@ -134,7 +134,7 @@ def step_columns(
 
 
 def token_rewards(logprobs: Logprobs | None, penalty: Penalty | None, num_items: int) -> list[list[float] | None]:
-    """Each item's own, None where it has no logprobs or they were not asked for."""
+    """Each item's token rewards; None if it has no logprobs or they were not requested."""
     by_item: list[list[float] | None] = [None] * num_items
     if logprobs is not None and penalty is not None and penalty.token_rewards is not None:
         tokens = penalty.token_rewards.tolist()
@@ -172,7 +172,7 @@ def check_kl(logprobs: Logprobs, terms: Floats, kl: Floats, estimator: str) -> N
 
 
 def check_overflow(logprobs: Logprobs | None, rewards: Rewards, mean_kl: float | None) -> None:
-    """Finite input of extreme size can leave float64's range, and JSON has no number for that."""
+    """Raises InvalidInputError if a reward or statistic overflows float64: JSON cannot represent infinity."""
     finite = np.isfinite(rewards.reward)
     if logprobs is not None and rewards.penalty is not None and rewards.penalty.token_rewards is not None:
         finite[logprobs.items] &= np.logical_and.reduceat(np.isfinite(rewards.penalty.token_rewards), logprobs.starts)

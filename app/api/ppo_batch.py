@@ -1,6 +1,6 @@
-"""A /ppo-reward body as the arrays that `app.rewards` computes with, and the checks that need all items but no scores.
+"""Converts a /ppo-reward body to the arrays of `app.rewards`, with the checks that need all items but no scores.
 
-Knows neither torch nor the service: the worker process imports it.
+Imports neither torch nor the service, because the worker process imports it.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from app.rewards.types import Floats, Indices
 from app.rewards.whitening import MIN_COUNT, WhitenStats
 
 MAX_LOGPROB = 1e-3
-"""A log-probability above 0 by no more than this is taken for rounding error."""
+"""A log-probability above 0 by at most this is accepted as rounding error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +30,12 @@ class PPOBatch:
     options: RewardOptions
     group_names: list[str] | None  # (groups,) None unless the mode is group
     given_stats: Stats | None
-    tells_singletons: bool  # whether results have `singleton`
-    steps: Steps | None = None  # None where no item has process rewards
+    reports_singletons: bool  # whether results have `singleton`
+    steps: Steps | None = None  # None if no item has process rewards
 
 
 def read_batch(body: PPORequest, *, beta: float, safety_threshold: float) -> PPOBatch:
-    """The body's items and options; `beta` and `safety_threshold` are the service's, for a body without.
+    """The body's items and options. `beta` and `safety_threshold` are the service's defaults.
 
     Raises InvalidInputError if an item lacks a field that an option needs, a counted logprob is not a log-probability, or a
     group has too few scores to whiten.
@@ -72,13 +72,13 @@ def read_batch(body: PPORequest, *, beta: float, safety_threshold: float) -> PPO
         ),
         group_names=names,
         given_stats=given,
-        tells_singletons=whiten.singletons == "zero",
+        reports_singletons=whiten.singletons == "zero",
         steps=steps,
     )
 
 
 def combination_of(combine: Combine, threshold: float) -> Combination:
-    """The rule; llama2 takes the threshold, in the unit that `threshold_on` names."""
+    """The rule that combines scores. For llama2, `threshold` is in the unit that `threshold_on` names."""
     match combine.mode:
         case "llama2":
             return Llama2(threshold, combine.threshold_on or "probability")
@@ -103,7 +103,7 @@ def check_required(body: PPORequest) -> None:
 
 
 def check_scores(item: PPOItem, i: int, combine: Combine) -> None:
-    """Raises InvalidInputError where an item that brings scores lacks one that the rule needs."""
+    """Raises InvalidInputError if an item with scores lacks one that the rule needs."""
     missing = [name for name in combine.score_models if name not in item.known_scores]
     if combine.mode == "llama2":
         if "safety" in missing:
@@ -123,7 +123,7 @@ def check_scores(item: PPOItem, i: int, combine: Combine) -> None:
 
 
 def flatten_logprobs(items: Sequence[PPOItem]) -> Logprobs | None:
-    """The logprobs of all items that have some, end to end; None where none has.
+    """The concatenated logprobs of all items that have some; None if none has.
 
     Raises InvalidInputError for the first item whose lists differ in length, that counts no token, or whose counted
     entries are not log-probabilities.
@@ -165,16 +165,15 @@ def concatenate(items: Sequence[PPOItem], rows: list[int]) -> Logprobs:
 
 
 def check_values(logprobs: Logprobs) -> None:
-    """Raises InvalidInputError for the first item that counts no token, or counts a number that is no log-probability."""
+    """Raises InvalidInputError for the first item whose mask counts no token or an invalid log-probability."""
     faults: list[tuple[int, int, str]] = []  # item, order of the checks, message
     for row in np.flatnonzero(logprobs.num_counted == 0)[:1]:
         item = int(logprobs.items[row])
         faults.append((item, 0, f"items[{item}] has a mask that counts no token; count one, or send no logprobs"))
     lists = {"policy_logprobs": logprobs.policy, "reference_logprobs": logprobs.reference}
     for order, (name, values) in enumerate(lists.items(), 1):
-        for token in np.flatnonzero(logprobs.counted & ~(values <= MAX_LOGPROB))[
-            :1
-        ]:  # NaN, a null, is not below either
+        invalid = logprobs.counted & ~(values <= MAX_LOGPROB)  # includes NaN, which stands for null
+        for token in np.flatnonzero(invalid)[:1]:
             item, position = locate(logprobs, int(token))
             value = "null" if np.isnan(values[token]) else float(values[token])
             rule = f"a counted log-probability is a number up to 0 (above by {MAX_LOGPROB:g} for rounding)"
@@ -185,7 +184,7 @@ def check_values(logprobs: Logprobs) -> None:
 
 
 def locate(logprobs: Logprobs, token: int) -> tuple[int, int]:
-    """The item that has the token of the flat array, and the token's position in it."""
+    """The item that contains the token at an index of the flat array, and the token's position in it."""
     row = int(np.searchsorted(logprobs.starts, token, "right")) - 1
     return int(logprobs.items[row]), token - int(logprobs.starts[row])
 
@@ -217,7 +216,7 @@ def number_groups(items: Sequence[PPOItem], whiten: Whiten) -> tuple[Indices, li
 
 
 def given_stats(body: PPORequest, names: list[str] | None) -> Stats | None:
-    """The statistics that the request brings, one per group; raises InvalidInputError where one is missing."""
+    """The statistics in the request, one per group. Raises InvalidInputError if one is missing."""
     stats = body.whiten.stats
     if stats is None:
         return None
@@ -228,7 +227,7 @@ def given_stats(body: PPORequest, names: list[str] | None) -> Stats | None:
 
 
 def stats_of(given: WhitenStatsBody | StatsByGroup, names: list[str] | None) -> WhitenStats:
-    """Of the named groups in order, or of all items."""
+    """The statistics of the named groups in order, or of all items."""
     if isinstance(given, WhitenStatsBody):
         rows = [given]
     else:
@@ -244,7 +243,7 @@ def stats_of(given: WhitenStatsBody | StatsByGroup, names: list[str] | None) -> 
 
 
 def counts_of(groups: Indices, given: Stats | None) -> list[Indices]:
-    """The counts that whitening divides by, (groups,) each."""
+    """The numbers of scores in each group, (groups,), per set of statistics that whitening uses."""
     if given is None:
         return [np.bincount(groups)]
     return [given.count] if isinstance(given, WhitenStats) else [each.count for each in given.values()]

@@ -18,7 +18,7 @@ from app.rewards.combination import LLAMA2_MODELS
 from app.service import Service
 
 LARGE_BATCH_TOKENS = 50_000
-"""From this many logprobs of the policy on, a batch is read in a thread, and its rewards computed in the worker process."""
+"""A batch with this many policy logprobs or more is read in a thread, and its rewards are computed in the worker process."""
 
 
 async def ppo_reward(body: PPORequest, service: TheService) -> dict[str, Any] | bytes:
@@ -34,7 +34,7 @@ async def ppo_reward(body: PPORequest, service: TheService) -> dict[str, Any] | 
 
 
 async def score_unscored(body: PPORequest, service: Service) -> tuple[list[ItemScores], dict[str, int]]:
-    """Every item's scores and the usage. The models run for the items that bring none."""
+    """Every item's scores and the usage. The models run only for items without scores."""
     process_model = body.process.model if body.process is not None else None
     if process_model is not None:
         require_steps(service, process_model, "process.model")
@@ -54,9 +54,9 @@ async def score_unscored(body: PPORequest, service: Service) -> tuple[list[ItemS
 
 
 def models_for(body: PPORequest, unscored: list[int], service: Service) -> tuple[str, ...]:
-    """The models that the rule needs of these items; for llama2 also the helpfulness of safety prompts, where it is loaded.
+    """The models that the rule needs for these items; for llama2 always both, if loaded.
 
-    Raises InvalidInputError where one is not loaded.
+    Raises InvalidInputError if a model that is needed is not loaded.
     """
     if body.combine.mode != "llama2":
         return service.require_models(body.combine.score_models, f"combine mode {body.combine.mode}")
@@ -73,7 +73,7 @@ def models_for(body: PPORequest, unscored: list[int], service: Service) -> tuple
 
 
 def check_threshold(scores: Scores) -> None:
-    """Raises InvalidInputError where the safety score is no log-odds, of which the threshold's probability would be."""
+    """Raises InvalidInputError if the safety model outputs probabilities: the threshold is for sigmoid(score)."""
     if scores.items[0]["safety"].is_probability:
         raise InvalidInputError(
             "the safety model's score is a probability already; send combine.threshold_on score, and safety_threshold in its unit"
@@ -81,7 +81,7 @@ def check_threshold(scores: Scores) -> None:
 
 
 def item_scores(item: PPOItem, scored: Mapping[str, ItemScore] | None, process_model: str | None) -> ItemScores:
-    """The models' scores of the item, or its own; and what the process reward model says of its steps."""
+    """The item's scores, from the models or its own, and the process reward model's steps."""
     if scored is None:
         return ItemScores(item.known_scores)
     return ItemScores(

@@ -69,7 +69,7 @@ class PPOItem(Input):
                 there, missing = missing, there
             raise wrong(f"has {there} but no {missing}; send both, or neither for no penalty")
         if self.mask is not None and self.policy_logprobs is None:
-            raise wrong("has a mask but no logprobs to mask")
+            raise wrong("has a mask but no logprobs; send policy_logprobs and reference_logprobs, or drop the mask")
         return self
 
 
@@ -131,7 +131,7 @@ class Combine(Body):
                 f"has one of two weights: combine.weights.{other} is missing; send it, 0 to leave that score out"
             )
         if self.mode == "lagrangian" and self.multiplier is None:
-            raise wrong("has no lambda; mode lagrangian needs it")
+            raise wrong("has no lambda; mode lagrangian needs it, a number from 0")
         if self.models is not None and len(set(self.models)) < len(self.models):
             raise wrong("has a model more than once in models; name each once")
         return self
@@ -152,7 +152,7 @@ StatsByModel = dict[str, StatsByGroup]
 
 
 def stats_form(stats: Any) -> str:
-    """Which form is meant, so that an error is about that one. By model in mode batch is read as a map by group."""
+    """The form that the body has, so that errors refer to it. A map by model in mode batch is parsed as one by group."""
     if not isinstance(stats, dict) or not all(isinstance(each, dict) for each in stats.values()):
         return "One"
     inner = [value for each in stats.values() for value in each.values()]
@@ -267,7 +267,7 @@ class PPORequest(Body):
 
     @model_validator(mode="after")
     def stats_fit_the_modes(self) -> Self:
-        """One object; a map by group in mode group; by model, of either, where each model's scores are whitened."""
+        """One object, a map by group in mode group, or a map by model of either if each model's scores are whitened."""
         stats, by_group = self.whiten.stats, self.whiten.mode == "group"
         if stats is None:
             return self
@@ -275,12 +275,16 @@ class PPORequest(Body):
         if self.combine.whitens_each:
             models = self.combine.score_models
             if not isinstance(stats, dict) or stats.keys() != set(models):
-                raise wrong(f"whiten.stats are a map by model, {' and '.join(models)}, where combine whitens each")
+                raise wrong(
+                    f"whiten.stats must be a map by model ({', '.join(models)}), because combine whitens each model's scores"
+                )
             has_groups = maps_of_groups
         elif maps_of_groups:
-            raise wrong("whiten.stats are a map by model only where combine whitens each")
+            raise wrong(
+                "whiten.stats can be a map by model only if combine whitens each model's scores; send one object"
+            )
         else:
             has_groups = isinstance(stats, dict)
         if has_groups != by_group:
-            raise wrong("whiten.stats are a map by group in mode group, and one object in mode batch")
+            raise wrong("whiten.stats must be a map by group in mode group, and one object in mode batch")
         return self

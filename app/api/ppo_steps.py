@@ -1,6 +1,6 @@
-"""The steps of a /ppo-reward request: which token of a response each ends at, and its reward.
+"""The steps of a /ppo-reward request: the token of the response that each ends at, and its reward.
 
-Knows neither torch nor the service: the worker process imports it.
+Imports neither torch nor the service, because the worker process imports it.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from app.rewards.ragged import Logprobs
 
 @dataclass(frozen=True, slots=True)
 class ItemSteps:
-    """What an item says of its steps; the model says what it leaves out."""
+    """The steps that an item declares; the process reward model provides what is None."""
 
     rewards: list[float] | None
     ends: list[int] | None  # tokens of the response, counted from 0
@@ -26,30 +26,30 @@ class ItemSteps:
 
 @dataclass(frozen=True, slots=True)
 class ModelSteps:
-    """What a process reward model says of an item's steps."""
+    """A process reward model's result for an item's steps."""
 
     scores: list[float]
     are_probabilities: bool
-    before_end: list[int]  # tokens of the sequence, counted from its end: -1 is the last
+    before_end: list[int]  # the steps' token positions, counted from the sequence's end: -1 is the last
 
 
 @dataclass(frozen=True, slots=True)
 class Steps:
     """A request's steps before the items are scored."""
 
-    items: list[ItemSteps | None]  # None for an item without
+    items: list[ItemSteps | None]  # None for an item without steps
     weight: float
-    on_probability: bool  # whether a model's scores become probabilities
+    on_probability: bool  # whether the model's step scores are turned into probabilities
 
 
 def read_steps(body: PPORequest) -> Steps | None:
-    """None where no item has any. Raises InvalidInputError for an item that lacks what its steps need."""
+    """The steps of all items; None if no item has any. Raises InvalidInputError for an item with incomplete steps."""
     by_model = body.process is not None and body.process.model is not None
     items = [steps_of_item(item, i, by_model=by_model) for i, item in enumerate(body.items)]
     if body.process is None:
         return Steps(items, 1.0, on_probability=False) if any(items) else None
     if not any(items):
-        raise InvalidInputError("process is given and no item has process_rewards; send them, or name a process.model")
+        raise InvalidInputError("process is given, but no item has process_rewards; send them, or name a process.model")
     return Steps(items, body.process.weight, on_probability=body.process.on == "probability")
 
 
@@ -62,16 +62,19 @@ def steps_of_item(item: PPOItem, i: int, *, by_model: bool) -> ItemSteps | None:
         return None
     if item.policy_logprobs is None:
         raise InvalidInputError(
-            f"items[{i}] has no logprobs; process rewards belong to the tokens that these are of", i
+            f"items[{i}] has no logprobs, whose tokens the process rewards are added to; send policy_logprobs and "
+            "reference_logprobs",
+            i,
         )
     if item.process_rewards is None:
         if item.has_scores:
             raise InvalidInputError(
-                f"items[{i}] has scores and no process_rewards, and process.model scores no item with scores", i
+                f"items[{i}] has scores, so process.model does not score it; send its process_rewards too, or an input instead",
+                i,
             )
         if item.input_ids is None and item.step_ends is None:
             raise InvalidInputError(
-                f"items[{i}] has no step_ends, and only for input_ids is it known which tokens are the response's; send step_ends",
+                f"items[{i}] has no step_ends, and the response's tokens are known only for input_ids; send step_ends",
                 i,
             )
         return ItemSteps(None, item.step_ends)
@@ -86,7 +89,7 @@ def steps_of_item(item: PPOItem, i: int, *, by_model: bool) -> ItemSteps | None:
 
 @dataclass(frozen=True, slots=True)
 class PlacedSteps:
-    """The steps of the items that have some: rewards and tokens per item, and all of them for the arithmetic."""
+    """The steps by item (rewards and token indices), and the same as flat arrays for the computation."""
 
     by_item: dict[int, tuple[list[float], list[int]]]
     rewards: StepRewards
@@ -95,9 +98,9 @@ class PlacedSteps:
 def place_steps(
     steps: Steps, found: Sequence[ModelSteps | None], truncated: Sequence[bool], logprobs: Logprobs
 ) -> PlacedSteps:
-    """Each step's reward and token; `found` has what a model says of each item, if one was asked.
+    """Each step's reward and token. `found` has the process reward model's result for each item, if there is one.
 
-    Raises InvalidInputError for the first item whose steps do not fit its tokens.
+    Raises InvalidInputError for the first item whose steps do not match its tokens.
     """
     rows = {item: row for row, item in enumerate(logprobs.items.tolist())}
     ends_of_rows = [*logprobs.starts[1:].tolist(), len(logprobs.policy)]
@@ -121,7 +124,7 @@ def place_steps(
 def known_steps(
     own: ItemSteps, i: int, found: ModelSteps | None, num_tokens: int, steps: Steps, *, is_truncated: bool
 ) -> tuple[list[float], list[int]]:
-    """The item's rewards and their tokens. Steps that a model finds in the prompt are left out."""
+    """The item's step rewards and their tokens, without steps that the model finds in the prompt."""
     if own.rewards is not None:
         assert own.ends is not None
         return own.rewards, own.ends
@@ -132,24 +135,22 @@ def known_steps(
     if own.ends is not None:
         if len(own.ends) != len(values):
             raise InvalidInputError(
-                f"items[{i}] has {len(own.ends)} step_ends and the model reads {len(values)} steps; send one end per step token",
+                f"items[{i}] has {len(own.ends)} step_ends, but the model reads {len(values)} steps; send one end per step token",
                 i,
             )
         return values, own.ends
     if is_truncated:
-        raise InvalidInputError(
-            f"items[{i}] was truncated, so the tokens of its steps are not known; send step_ends", i
-        )
-    placed = [(value, num_tokens + place) for value, place in zip(values, found.before_end, strict=True)]
+        raise InvalidInputError(f"items[{i}] was truncated, so the tokens of its steps are unknown; send step_ends", i)
+    placed = [(value, num_tokens + offset) for value, offset in zip(values, found.before_end, strict=True)]
     in_response = [(value, token) for value, token in placed if token >= 0]
     return [value for value, _ in in_response], [token for _, token in in_response]
 
 
 def check_ends(ends: Sequence[int], i: int, counted: Sequence[bool]) -> None:
-    for place, end in enumerate(ends):
+    for index, end in enumerate(ends):
         if not 0 <= end < len(counted):
             raise InvalidInputError(
-                f"items[{i}].step_ends[{place}] is {end} and the response has {len(counted)} tokens; count them from 0",
+                f"items[{i}].step_ends[{index}] is {end} and the response has {len(counted)} tokens; count them from 0",
                 i,
             )
         if not counted[end]:

@@ -14,7 +14,7 @@ from app.api.schemas import ScoreRequest, ScoreResponse
 from app.api.score import score
 from app.http.dispatch import JSONRoute
 
-# fmt: off - a route per line
+# fmt: off - one route per line
 JSON_ROUTES = {
     ("POST", "/score"): JSONRoute(
         ScoreRequest, score, NATIVE_ERRORS, "Score by every model, or by those named", ScoreResponse
@@ -71,4 +71,4 @@ JSON_ROUTES = {
 # fmt: on
 
 ROUTERS = (ops.router, admin.router, server_info.router)
-"""FastAPI's own: routes without a body."""
+"""Routes without a body, which FastAPI answers."""

@@ -2,7 +2,7 @@
 and `ppo_response_schemas`.
 
 Requests are strict: numbers are finite, and an unknown field is an error, so that a misspelt option never passes silently.
-What a JSON schema cannot state, such as "exactly one input form", is checked here where it needs no setting and no model.
+Rules that JSON Schema cannot express, such as "exactly one input form", are checked here unless they need a setting or a model.
 """
 
 import json
@@ -22,7 +22,7 @@ Truncation = Annotated[
 
 
 def wrong(message: str) -> PydanticCustomError:
-    """For a validator to raise: the message follows the location, as in `items[3] has no prompt`."""
+    """An error for validators to raise. The message continues the location, as in `items[3] has no prompt`."""
     return PydanticCustomError("wrong_input", "{message}", {"message": message})
 
 
@@ -33,12 +33,12 @@ class Body(BaseModel):
 
 
 def example(body: dict[str, Any]) -> ConfigDict:
-    """The example that /docs shows. It works when pasted."""
+    """The config that shows `body` as an example in /docs. It must work when pasted."""
     return ConfigDict(json_schema_extra={"examples": [body]})
 
 
 def arguments_object(value: object) -> object:
-    """A tool call's arguments as the object that chat templates expect; OpenAI's clients send it as JSON in a string."""
+    """A tool call's arguments as the object that chat templates expect. OpenAI's clients send them as a JSON string."""
     if isinstance(value, str):
         try:
             parsed = json.loads(value or "{}")
@@ -64,7 +64,7 @@ class ToolCall(Body):
 
 
 class Message(Body):
-    """A turn. What a chat template does not render (tool_calls, reasoning_content) is refused."""
+    """A turn. Fields that the chat template does not render (tool_calls, reasoning_content) are rejected."""
 
     role: str
     content: str | None = Field(description="null only beside tool_calls.")
@@ -80,7 +80,7 @@ class Message(Body):
         return self
 
     def turn(self) -> dict[str, Any]:
-        """The turn as chat templates take it: without what was not sent, for templates ask whether a key is there."""
+        """The turn as chat templates expect it, without missing fields, because templates test whether a key exists."""
         optional = self.model_dump(include=OPTIONAL_FIELDS, exclude_none=True) if self.has_more else {}
         return {"role": self.role, "content": self.content or ""} | optional
 

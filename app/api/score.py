@@ -5,7 +5,7 @@ from typing import Any
 
 from app.api.inputs import TheService, engine_input
 from app.api.schemas import ScoreRequest, Usage
-from app.api.steps import reads_no_steps
+from app.api.steps import no_steps_error
 from app.engine.head import Head
 from app.engine.requests import ItemScore, Scores
 from app.engine.reward_model import RewardModel
@@ -16,12 +16,12 @@ from app.rewards.logistic import probability
 async def score(body: ScoreRequest, service: TheService) -> dict[str, Any]:
     service.check_count("items", len(body.items))
     models = service.require_models(body.models, "models", is_list=True)
-    loaded = service.ready_engine().models  # those that score; a reload may put others in their place meanwhile
+    loaded = service.ready_engine().models  # kept, because a reload may replace them meanwhile
     if body.step_scores or body.reduce is not None:
         check_steps(body, {name: loaded[name].head for name in models})
     inputs = [engine_input(item, i) for i, item in enumerate(body.items)]
     scores = await service.score(inputs, models=models, truncation=body.truncation, token_scores=body.token_scores)
-    # Plain dicts with ScoreResponse's fields: building the models would cost a small request more than parsing its body.
+    # Dicts with ScoreResponse's fields: for a small request, building pydantic models would cost more than parsing the body.
     results = [{name: model_score(item[name]) for name in models} for item in scores.items]
     for result, item in zip(results, scores.items, strict=True):
         for name, scored in item.items():
@@ -31,10 +31,10 @@ async def score(body: ScoreRequest, service: TheService) -> dict[str, Any]:
 
 
 def check_steps(body: ScoreRequest, heads: Mapping[str, Head]) -> None:
-    """Raises InvalidInputError where steps are asked of a model that is named and reads none, or no model reads any."""
-    others = [name for name, head in heads.items() if not head.position.is_of_steps]
+    """Raises InvalidInputError if a model named in the request has no step scores, or none of the default models has."""
+    others = [name for name, head in heads.items() if not head.position.is_per_step]
     if others and (body.models is not None or len(others) == len(heads)):
-        raise reads_no_steps("step_scores" if body.step_scores else "reduce", others[0])
+        raise no_steps_error("step_scores" if body.step_scores else "reduce", others[0])
 
 
 def step_fields(steps: Steps, model: RewardModel, body: ScoreRequest) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def step_fields(steps: Steps, model: RewardModel, body: ScoreRequest) -> dict[st
 
 
 def model_score(item: ItemScore) -> dict[str, Any]:
-    """A `ModelScore`."""
+    """The fields of a `ModelScore`."""
     entry: dict[str, Any] = {
         "score": item.score,
         "probability": item.score if item.is_probability else probability(item.score),
@@ -63,7 +63,7 @@ def model_score(item: ItemScore) -> dict[str, Any]:
 
 
 def usage_fields(scores: Scores) -> dict[str, int]:
-    """A `Usage`."""
+    """The fields of a `Usage`."""
     return {
         "num_tokens": scores.num_tokens,
         "num_computed_tokens": scores.num_computed_tokens,

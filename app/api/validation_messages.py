@@ -1,16 +1,16 @@
-"""Pydantic's errors about a body or a line in the words of the API: where it is, its value, what is wrong."""
+"""Rewords pydantic's errors about a body or a line: where the error is, the value, what is wrong."""
 
 from pydantic_core import ErrorDetails
 
 
 def first_error(errors: list[ErrorDetails]) -> tuple[ErrorDetails, int]:
-    """The error to report, and the number of other locations with an error. A misspelt field goes first: it causes others."""
+    """The error to report, and the number of other locations with one. Unknown fields go first: they cause other errors."""
     first, *others = sorted(errors, key=lambda each: each["type"] != "extra_forbidden")
     return first, len({location_of(other) for other in others} - {location_of(first)})
 
 
 def location_of(error: ErrorDetails) -> str:
-    """`items[3].prompt`. Parts that name a member of a union or a constraint are pydantic's own and left out."""
+    """The location in the body, such as `items[3].prompt`, without pydantic's own parts for unions and constraints."""
     shown = ""
     location = error["loc"]
     for i, part in enumerate(location):

@@ -35,7 +35,7 @@ class Checkpoint:
     """The model card's tags, such as `demo`."""
 
     @property
-    def reads_as_its_class(self) -> bool:
+    def own_forward_gives_score(self) -> bool:
         """Whether the net's own forward applies the head at `head.position`: the net is a classifier, and no other position is
         declared."""
         position, pad = self.head.position, self.net.config.get_text_config().pad_token_id

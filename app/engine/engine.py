@@ -174,7 +174,9 @@ class Engine(Generic[M]):
 
     def _deadlines_after(self, seconds: float) -> Timers[Request]:
         if seconds not in self._deadlines:
-            late = f"no answer within the deadline of {seconds:g} s; send fewer or shorter inputs, or raise the deadline"
+            late = (
+                f"no answer within the deadline of {seconds:g} s; send fewer or shorter inputs, or raise the deadline"
+            )
             self._deadlines[seconds] = Timers(seconds, lambda request: request.fail(DeadlineExceededError(late)))
         return self._deadlines[seconds]
 

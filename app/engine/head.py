@@ -66,7 +66,7 @@ class Position:
     """A sequence whose response has no known start, such as one of token ids, counts as a response."""
 
     @property
-    def is_of_steps(self) -> bool:
+    def is_per_step(self) -> bool:
         """Whether there is one position, and so one score, per step: the head is a process reward model's."""
         return self.kind in {"at", "before"}
 
@@ -88,7 +88,9 @@ class Position:
         match self.kind:
             case "last":
                 return np.array([last])
-            case "last_non_pad" if sequence.last_token_id not in self.token_ids:  # the usual case, without decoding the key
+            case "last_non_pad" if (
+                sequence.last_token_id not in self.token_ids
+            ):  # the usual case, without decoding the key
                 return np.array([last])
             case "all":
                 return np.arange(last + 1)
@@ -272,7 +274,7 @@ class Head:
             return min(scores) if reduction == "min" else max(scores)
         if not all(map(math.isfinite, scores)):
             return math.nan
-        if (self.position.is_of_steps or self.map.log_odds is not None) and not self.map.is_probability:
+        if (self.position.is_per_step or self.map.log_odds is not None) and not self.map.is_probability:
             return logit_of_mean(scores) if reduction == "mean" else logit_of_product(scores)
         return math.fsum(scores) / len(scores) if reduction == "mean" else math.prod(scores)
 

@@ -195,7 +195,9 @@ class PrefixCache:
                 tokens = key[start * TOKEN_BYTES : start * TOKEN_BYTES + PAGE_BYTES]
                 nearest, shared = page.nearest_child(tokens)
                 num_tokens = len(tokens) // TOKEN_BYTES
-                if nearest is None or shared < num_tokens:  # else there is an equal page, or a longer one with this prefix
+                if (
+                    nearest is None or shared < num_tokens
+                ):  # else there is an equal page, or a longer one with this prefix
                     index = reservation.page_of.pop(int(path[start + num_tokens - 1]), None)
                     if index is None:
                         break

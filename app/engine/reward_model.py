@@ -202,7 +202,7 @@ class RewardModel:
 
     def reference_score(self, sequence: TokenSequence) -> float:
         """The score by a plain forward of the one unpadded sequence: transformers' own classifier, or the trunk and the head."""
-        if self.checkpoint.reads_as_its_class:
+        if self.checkpoint.own_forward_gives_score:
             return self.head.map(self._plain_forward(self.net, sequence).logits.cpu().tolist()[0])
         states = self.reference_states(sequence)[torch.from_numpy(self.head.position.of(sequence))]
         return self.head.reduce(self.head.score_states(states))
@@ -240,7 +240,7 @@ class RewardModel:
     def _collect(self, prepared: Prepared, scores: list[float], computed: Computed) -> list[Scored]:
         """Deals out the scores of the batch's positions, in that order."""
         scored, taken = [], 0
-        is_of_steps, gives_probability = self.head.position.is_of_steps, self.head.map.gives_probability
+        is_per_step, gives_probability = self.head.position.is_per_step, self.head.map.gives_probability
         for sequence, all_tokens, given, num_computed, num_cached in zip(
             prepared.batch.sequences,
             prepared.batch.token_scores,
@@ -253,7 +253,7 @@ class RewardModel:
             taken += len(given)
             positions = self.head.position.of(sequence) if all_tokens else given
             read = [own[i] for i in positions] if all_tokens else own
-            steps = Steps(read, positions.tolist()) if is_of_steps else None
+            steps = Steps(read, positions.tolist()) if is_per_step else None
             token_scores = own if all_tokens else None
             scored.append(
                 Scored(

@@ -62,7 +62,9 @@ class DeviceThread(threading.Thread):
                 while self._current is not None:
                     self._compute(self._current)
                     self._current, self._next = self._next, None
-        except BaseException as fault:  # a thread has no caller: the fault is logged, and `Engine.is_alive` becomes False
+        except (
+            BaseException
+        ) as fault:  # a thread has no caller: the fault is logged, and `Engine.is_alive` becomes False
             why = one_line(fault)
             logger.exception("the model thread has died: %s", why)
         finally:

@@ -72,7 +72,9 @@ def attempt(model: RewardModel, num_tokens: int, measure: Callable[[RewardModel,
             raise ModelRefusedError(
                 f"{model.checkpoint.source} fails on a batch of {num_tokens} tokens ({one_line(error)})"
             ) from error
-    free_memory(model.device)  # after the except block: the error's traceback keeps the failed forward pass's tensors alive
+    free_memory(
+        model.device
+    )  # after the except block: the error's traceback keeps the failed forward pass's tensors alive
     return None
 
 

@@ -1,4 +1,4 @@
-"""What stands before every route: the API key or the host name, the body's limit, and the count of requests in flight."""
+"""Access rules for every route: API key or host name, the size limit of bodies, and the count of requests in flight."""
 
 import base64
 import hashlib
@@ -20,11 +20,13 @@ OPEN_PATHS = frozenset({"/health", "/ready", "/ping"})
 PORT = re.compile(r":\d*$")
 METRICS_PATH = "/metrics"
 MAX_CACHED_HOST_BYTES = 256
-"""A name has at most 253 characters. A header may have 64 KB, and 256 of those are not worth 16 MB of memory."""
+"""The longest Host header whose check is cached. A host name has at most 253 characters, but a header may have 64 KB."""
 Headers = Mapping[bytes, bytes]
 
 
 class AccessMiddleware:
+    """Rejects requests without a valid key or host name, and limits the size of bodies. Probes are exempt."""
+
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self.app = app
         self.service = service
@@ -36,16 +38,16 @@ class AccessMiddleware:
             await self.app(scope, receive, send)
             return
         for_page = is_page(scope["path"], self.service.settings)
-        headers = dict(reversed(scope["headers"]))  # of two with one name the first
-        if refusal := self._refusal(scope["method"], headers):
-            response = error_response(refusal)
+        headers = dict(reversed(scope["headers"]))  # the first value of a repeated name
+        if error := self._find_error(scope["method"], headers):
+            response = error_response(error)
             is_browser = for_page or is_for_browser(scope["path"])
-            if is_browser and isinstance(refusal, UnauthorizedError):  # a browser asks its user for Basic alone
+            if is_browser and isinstance(error, UnauthorizedError):  # browsers prompt for a password only for Basic
                 response.headers["www-authenticate"] = 'Basic realm="reward-service", charset="UTF-8"'
             await response(scope, receive, send)
             return
         limited = self._limited(headers, receive)
-        if scope["path"] == METRICS_PATH or for_page:  # neither work to be waited for nor to be refused while draining
+        if scope["path"] == METRICS_PATH or for_page:  # draining does not wait for these
             await self.app(scope, limited, send)
             return
         self.service.num_in_flight += 1
@@ -54,13 +56,15 @@ class AccessMiddleware:
         finally:
             self.service.num_in_flight -= 1
 
-    def _refusal(self, method: str, headers: Headers) -> RequestError | None:
+    def _find_error(self, method: str, headers: Headers) -> RequestError | None:
         if headers.get(b"sec-fetch-site") == b"cross-site" and method not in {"GET", "HEAD"}:
-            return ForbiddenError("a browser sends this for a page of another site; ask from a program, or from /ui")
+            return ForbiddenError(
+                "the request comes from a web page of another site; send it from a program, or from the page /ui"
+            )
         if self.keys:
             if not self._is_known(offered_key(headers)):
                 return UnauthorizedError(
-                    "no or wrong API key; send `Authorization: Bearer KEY`, or the key as the password of HTTP Basic"
+                    "missing or wrong API key; send `Authorization: Bearer KEY`, or the key as the password of HTTP Basic"
                 )
         elif self.allowed_hosts is not None and not is_allowed(headers.get(b"host", b""), self.allowed_hosts):
             host = headers[b"host"].decode("latin-1")[:100]
@@ -71,9 +75,9 @@ class AccessMiddleware:
         return None
 
     def _limited(self, headers: Headers, receive: Receive) -> Receive:
-        """`receive` that raises once the body is over the limit; at once where its declared length is.
+        """A `receive` that raises once the body exceeds the limit, or at once if the declared length does.
 
-        The server reads no more than was declared, so only a body whose length was not is counted.
+        The server reads no more than the declared length, so only bodies without one are counted.
         """
         limit_mb = self.service.settings.max_body_mb
         declared = headers.get(b"content-length", b"")
@@ -95,7 +99,7 @@ class AccessMiddleware:
         return receive_within_limit
 
     def _is_known(self, offered: bytes) -> bool:
-        """Compares with every key, in a time that tells neither how much of one was right nor how long it is."""
+        """Compares with every key in constant time, so that timing reveals neither a key's content nor its length."""
         return sum(hmac.compare_digest(digest(offered), key) for key in self.keys) > 0
 
 
@@ -104,25 +108,24 @@ def digest(key: bytes) -> bytes:
 
 
 def allowed_hosts(settings: Settings) -> frozenset[str] | None:
-    """None where any will do."""
+    """The names that a Host header may have besides those without a dot; None: any."""
     if settings.allowed_hosts is None:
         return frozenset() if settings.is_loopback else None
     return None if "*" in settings.allowed_hosts else frozenset(settings.allowed_hosts)
 
 
 def is_allowed(host_header: bytes, allowed: frozenset[str]) -> bool:
-    """Whether a request may be meant for this service, see `is_allowed_host`; remembered for hosts of usual length."""
+    """`is_allowed_host`, cached for headers of usual length."""
     check = is_allowed_host if len(host_header) <= MAX_CACHED_HOST_BYTES else is_allowed_host.__wrapped__
     return check(host_header, allowed)
 
 
 @lru_cache(maxsize=256)
 def is_allowed_host(host_header: bytes, allowed: frozenset[str]) -> bool:
-    """Whether a request may be meant for this service.
+    """Whether the Host header is safe from DNS rebinding.
 
-    A web page that lets its own name point to 127.0.0.1 has the browser ask for that name: one of the public internet,
-    so with a dot in it. An address, localhost, a name of the local network's and no header at all are no browser's
-    that was led here.
+    In that attack, a web page's own domain name resolves to 127.0.0.1, and the browser sends that name as Host: a public
+    name, so one with a dot. IP addresses, localhost, names without a dot and requests without a Host header are safe.
     """
     host = PORT.sub("", host_header.decode("latin-1").strip().lower()).strip("[]").removesuffix(".")
     if "." not in host or host.endswith(".localhost") or host in allowed:
@@ -135,12 +138,12 @@ def is_allowed_host(host_header: bytes, allowed: frozenset[str]) -> bool:
 
 
 def is_page(path: str, settings: Settings) -> bool:
-    """Whether the path is the playground's, whose event streams stay open for as long as a browser shows it."""
+    """Whether the path belongs to the playground, whose event streams stay open as long as a browser shows it."""
     return settings.ui and (path == PAGE_PATH or path.startswith(f"{PAGE_PATH}/"))
 
 
 def offered_key(headers: Headers) -> bytes:
-    """The bearer token, or the password of HTTP Basic (a trainer that sends no header has its URL to hold it)."""
+    """The bearer token, or the password of HTTP Basic (trainers that send no headers can put it into the URL)."""
     scheme, _, value = headers.get(b"authorization", b"").partition(b" ")
     match scheme.lower():
         case b"bearer":
@@ -148,6 +151,6 @@ def offered_key(headers: Headers) -> bytes:
         case b"basic":
             try:
                 return base64.b64decode(value.strip(), validate=True).partition(b":")[2]
-            except ValueError:  # not base64, or not even ASCII
+            except ValueError:  # not base64, or not ASCII
                 return b""
     return b""

@@ -14,7 +14,7 @@ from app.service import Service
 
 
 class Application:
-    """`api` documents every route and answers what is not in `json_routes`: health, metrics, /docs, 404.
+    """The ASGI app. `api` documents every route and answers those that are not in `json_routes`: health, metrics, /docs, 404.
 
     Routes may be added to `api` until the first request.
     """
@@ -25,19 +25,19 @@ class Application:
         self.state.service = service
         document(json_routes, api)
         dispatcher = JSONDispatcher(json_routes, service, fallback=api)
-        # Telemetry stands outside of the access rules: refused requests are counted and logged too.
+        # Telemetry wraps the access rules, so that rejected requests are counted and logged too.
         self._app: ASGIApp = TelemetryMiddleware(AccessMiddleware(dispatcher, service), service, RouteLabels(api))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._app(scope, receive, send)
 
     def lifespan(self) -> AbstractAsyncContextManager[Any]:
-        """The start and the end of the service, for callers that have no ASGI server: `async with app.lifespan():`."""
+        """Starts and stops the service for callers without an ASGI server: `async with app.lifespan():`."""
         return self.api.router.lifespan_context(self.api)
 
 
 def document(json_routes: Mapping[tuple[str, str], JSONRoute], api: FastAPI) -> None:
-    """Registers the table's routes with FastAPI too, which describes them in /docs. Their requests do not come as far."""
+    """Registers the table's routes with FastAPI, which describes them in /docs. Their requests never reach FastAPI."""
     for (method, path), route in json_routes.items():
         responses = route.errors.responses()
         if route.has_bytes:

@@ -20,7 +20,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from app.errors import one_line
 from app.http.framing import BadHeadError, check_head, origin_form
-from app.http.write_buffer import GatheringTransport, WriteBuffer
+from app.http.write_buffer import CoalescingTransport, WriteBuffer
 
 HEAD_SECONDS = 20.0
 """From the first byte of a connection to the end of a request's head."""
@@ -87,8 +87,8 @@ class Connection(HttpToolsProtocol):
         self._is_broken = False  # nothing that comes now can be read
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn's
-        gathering = GatheringTransport(transport, self._write_buffer)
-        super().connection_made(cast("asyncio.Transport", gathering))
+        coalescing = CoalescingTransport(transport, self._write_buffer)
+        super().connection_made(cast("asyncio.Transport", coalescing))
 
     def data_received(self, data: bytes) -> None:
         if self._is_broken:

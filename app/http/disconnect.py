@@ -10,15 +10,15 @@ from app.engine.timers import Timers
 
 T = TypeVar("T")
 WATCH_AFTER_SECONDS = 0.1
-"""An answer that is ready sooner is not watched: a watcher costs a task."""
+"""Faster answers are not watched, because a watcher costs a task."""
 
 
 class ClientGoneError(Exception):
-    """The client left before its answer; nobody reads the response."""
+    """The client disconnected before its answer was ready."""
 
 
 class DisconnectWatch:
-    """Cancels the current task when the client of its request disconnects; `receive` is ASGI's, after the whole body."""
+    """Cancels the current task when its client disconnects. `receive` is ASGI's; the body must have been read."""
 
     def __init__(self, receive: Receive) -> None:
         task = asyncio.current_task()

@@ -1,8 +1,8 @@
-"""Answers the routes with a JSON body: one look-up in a table, one parse, one serialization.
+"""Answers the routes with a JSON body: one table lookup, one parse, one serialization.
 
-FastAPI's own way through a request (nine layers, the standard library's JSON, dependencies, a validation of the answer)
-costs several times what scoring a short text does, and blocks all other requests while it parses a trainer's 20 MB body.
-FastAPI documents these routes; the table answers them.
+FastAPI's own handling of a request (nine layers, the standard library's JSON, dependencies, validation of the answer) takes
+several times as long as scoring a short text, and blocks all other requests while it parses a trainer's 20 MB body. So
+FastAPI only documents these routes.
 """
 
 import asyncio
@@ -23,19 +23,19 @@ from app.observability.request_context import current_request
 from app.service import Service
 
 LARGE_BODY_BYTES = 1_000_000
-"""Bodies of this size or more are parsed, and their answers written, in the worker process: it would hold the interpreter for 10 ms."""
+"""Larger bodies are parsed, and their answers written, in the worker process: they would hold the GIL for over 10 ms."""
 LARGE_BODY_COMMAS = 5_000
-"""So are bodies with this many values: refusing 330,000 empty objects, which fit into 1 MB, takes more than 2 s."""
+"""So are bodies with this many commas: rejecting 330,000 empty objects, which fit into 1 MB, takes more than 2 s."""
 JSON_TYPE = (b"content-type", b"application/json")
 Answer = BaseModel | dict[str, Any] | bytes | Response
 
 
 @dataclass(frozen=True, slots=True)
 class JSONRoute:
-    """A route with a JSON body: `handler(body, service)` returns a model, a plain dict with the fields of `answer_type`, JSON,
-    or a response of its own.
+    """A route with a JSON body.
 
-    Errors that the handler raises are written by `errors`.
+    `handler(body, service)` returns a pydantic model, a dict with the fields of `answer_type`, JSON bytes or a Response. If
+    it raises a RequestError, `errors` writes the response.
     """
 
     body_type: type[BaseModel]
@@ -43,13 +43,13 @@ class JSONRoute:
     errors: ErrorFormat
     summary: str
     answer_type: type[BaseModel] | None = None
-    """Documents the answer of a handler that returns a plain dict, or a response of its own as well."""
+    """The answer's type for /docs, if the handler's return type does not tell."""
     has_bytes: bool = False
-    """Whether the answer can be bytes in place of JSON."""
+    """Whether the answer can be binary instead of JSON."""
 
 
 class JSONDispatcher:
-    """Sends a request to the JSON route with its method and path, and every other request to `fallback`."""
+    """Passes a request to the JSON route with its method and path, and every other request to `fallback`."""
 
     def __init__(self, routes: Mapping[tuple[str, str], JSONRoute], service: Service, fallback: ASGIApp) -> None:
         self.routes = routes
@@ -80,7 +80,7 @@ class JSONDispatcher:
 
     async def _content(self, route: JSONRoute, scope: Scope, receive: Receive) -> bytes | Response:
         self.service.accept()
-        headers = dict(reversed(scope["headers"]))  # of two with one name the first
+        headers = dict(reversed(scope["headers"]))  # the first value of a repeated name
         check_content_type(headers.get(b"content-type", b""))
         body = await whole_body(receive)
         if encoding := headers.get(b"content-encoding"):
@@ -110,7 +110,7 @@ def check_content_type(given: bytes) -> None:
 
 
 async def decoded(body: bytes, encoding: bytes, max_mb: float) -> bytes:
-    """The body without its content encoding, gzip or deflate; read off the event loop, and no further than the limit.
+    """Decompresses a gzip or deflate body off the event loop, up to the limit of `max_mb` MB.
 
     Raises UnsupportedMediaTypeError, BodyTooLargeError or InvalidJSONError.
     """
@@ -125,24 +125,24 @@ async def decoded(body: bytes, encoding: bytes, max_mb: float) -> bytes:
 
 
 def decompress(body: bytes, max_mb: float) -> bytes:
-    stream = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # gzip or zlib, as its first bytes say
+    stream = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # gzip or zlib, detected by the first bytes
     try:
         content = stream.decompress(body, int(max_mb * 1e6) + 1)
     except zlib.error as error:
-        raise InvalidJSONError(f"the body cannot be decompressed ({error})") from None
+        raise InvalidJSONError(f"the body cannot be decompressed ({error}); send valid gzip or deflate") from None
     if len(content) > max_mb * 1e6:
         raise BodyTooLargeError(f"the body is over the limit of {max_mb:g} MB when decompressed; split it")
     if not stream.eof:
-        raise InvalidJSONError("the body cannot be decompressed (it is cut off)")
+        raise InvalidJSONError("the body cannot be decompressed (it is cut off); send all of it")
     if stream.unused_data:
         raise InvalidJSONError(
-            f"the body has {len(stream.unused_data)} bytes behind its compressed content; send one gzip member"
+            f"the body has {len(stream.unused_data)} bytes after its compressed content; send one gzip member"
         )
     return content
 
 
 async def whole_body(receive: Receive) -> bytes:
-    """Raises ClientGoneError where the client leaves before the body is whole."""
+    """Reads the whole body. Raises ClientGoneError if the client disconnects before its end."""
     parts = []
     more = True
     while more:

@@ -1,4 +1,4 @@
-"""A file's lines through a route, many to a request: what `score`, `compare` and `evaluate` do."""
+"""Sends the lines of a file to a route, many per request, for the commands `score`, `compare` and `evaluate`."""
 
 import json
 import sys
@@ -13,21 +13,21 @@ from app.api.schemas import ScoreRequest
 from app.errors import InvalidInputError
 from app.files.jsonl import Line
 from app.files.results import Results
-from app.http.in_process import LINES_PER_REQUEST, Answerer, RefusedError
+from app.http.in_process import LINES_PER_REQUEST, RefusedError, RouteClient
 
 REQUESTS: dict[str, tuple[str, type[ScoreRequest | CompareRequest]]] = {
     "/score": ("items", ScoreRequest),
     "/compare": ("pairs", CompareRequest),
 }
-"""By path, the name of the list of entries, and the body."""
+"""By path, the name of the list of entries, and the body's type."""
 Entries = Sequence[tuple[int, bytes]]
-"""Lines by their number in the file, each the JSON of an entry."""
+"""Line numbers of the file, each with the JSON of its entry."""
 
 
 def check_entries(
     file: str, entries: Entries, path: str, options: dict[str, Any], size: int = LINES_PER_REQUEST
 ) -> None:
-    """Raises InvalidInputError that names the first line which no model could be asked about. Loads no model."""
+    """Raises InvalidInputError with the number of the first invalid line. Loads no model."""
     name, body_type = REQUESTS[path]
     for chunk in chunks(entries, size):
         try:
@@ -37,14 +37,14 @@ def check_entries(
 
 
 async def answer_lines(
-    make_answerer: Callable[[], Answerer],
+    make_client: Callable[[], RouteClient],
     file: str,
     lines: Sequence[Line],
     path: str,
     options: dict[str, Any],
     results: Results,
 ) -> None:
-    """Writes a result per line, in order, with the line's own fields; a summary of pairs goes to standard error."""
+    """Writes one result per line, in order, with the line's own fields. A summary of pairs goes to standard error."""
     left = lines[results.num_done :]
     written = 0
     summaries: list[dict[str, Any]] = []
@@ -58,17 +58,17 @@ async def answer_lines(
         summaries.extend([answer["summary"]] if "summary" in answer else [])
 
     with results:
-        async with make_answerer() as answerer:
-            info = await answerer.info()
+        async with make_client() as client:
+            info = await client.info()
             versions = {name: model["version"] for name, model in info["models"].items()}
             results.begin({"path": path, "options": options, "models": versions})
-            await ask(answerer, file, [(line.number, line.entry) for line in left], path, options, take)
+            await ask(client, file, [(line.number, line.entry) for line in left], path, options, take)
     if summaries:
         sys.stderr.write(f"{summary_line(summaries)}\n")
 
 
 def summary_line(summaries: list[dict[str, Any]]) -> str:
-    """The summaries of all requests as one."""
+    """One line that combines the summaries of all requests."""
     count = sum(summary["count"] for summary in summaries)
     means = {
         name: sum(summary[name] * summary["count"] for summary in summaries) / count
@@ -78,22 +78,22 @@ def summary_line(summaries: list[dict[str, Any]]) -> str:
 
 
 async def ask(
-    answerer: Answerer,
+    client: RouteClient,
     file: str,
     entries: Entries,
     path: str,
     options: dict[str, Any],
     take: Callable[[dict[str, Any]], None],
 ) -> None:
-    """Sends the entries to the route in requests of many, with a progress bar, and calls `take` with each answer.
+    """Sends the entries to the route, many per request, with a progress bar, and calls `take` with each answer.
 
-    Raises InvalidInputError that names the file and the line which is refused.
+    Raises InvalidInputError with the file and the number of the line that was rejected.
     """
     name, _ = REQUESTS[path]
     with tqdm(total=len(entries), unit=name[:-1], disable=None) as bar:
-        for chunk in chunks(entries, answerer.max_items):
+        for chunk in chunks(entries, client.max_items):
             try:
-                answer = await answerer.post(path, body_of(options, name, chunk))
+                answer = await client.post(path, body_of(options, name, chunk))
             except RefusedError as error:
                 raise in_file(file, chunk, error) from None
             take(answer)
@@ -105,11 +105,11 @@ def chunks(entries: Entries, size: int) -> Iterator[Entries]:
 
 
 def body_of(options: dict[str, Any], name: str, entries: Entries) -> bytes:
-    """The options with the entries as the list `name`."""
+    """The JSON body: the options, and the entries as the list `name`."""
     start = json.dumps(options).encode().removesuffix(b"}")
     return start + f', "{name}": ['.encode() + b",".join(entry for _, entry in entries) + b"]}"
 
 
 def in_file(file: str, entries: Entries, error: InvalidInputError | RefusedError) -> Exception:
-    """The error with the number of the line that it is about; unchanged where it is about none."""
+    """The error with the number of its line; unchanged if it concerns no single line."""
     return error if error.item is None else InvalidInputError(f"{file} line {entries[error.item][0]}: {error}")

@@ -1,6 +1,6 @@
-"""What a request's head must be beyond what the parser checks, so that everybody agrees where the request ends and whose it is.
+"""Further checks of a request's head, so that proxies and this service agree on its host and on where it ends.
 
-A proxy and this service that read one head differently take a part of one client's body for another client's request.
+If they disagree, a part of one client's body can become another client's request (request smuggling).
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ VERSIONS = frozenset({"1.0", "1.1"})
 
 
 class BadHeadError(Exception):
-    """A head that is answered with an error, and whose connection is then closed."""
+    """The head is invalid; the request gets an error, and the connection is closed."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -21,9 +21,9 @@ class BadHeadError(Exception):
 
 
 def check_head(version: str, headers: Headers) -> None:
-    """Raises BadHeadError."""
+    """Raises BadHeadError for an unknown HTTP version, an ambiguous transfer-encoding or several host headers."""
     if version not in VERSIONS:
-        raise BadHeadError(505, f"HTTP/{version} is not spoken here; send HTTP/1.1")
+        raise BadHeadError(505, f"HTTP/{version} is not supported; send HTTP/1.1")
     names = [name for name, _ in headers]
     if b"transfer-encoding" in names:
         codings = values_of(b"transfer-encoding", headers)
@@ -41,7 +41,7 @@ def values_of(wanted: bytes, headers: Headers) -> list[bytes]:
 
 
 def origin_form(target: bytes) -> bytes:
-    """The path and the query of a target; of one that names the server too, such as `http://host/score?x=1` (RFC 9112, 3.2.2)."""
+    """The path and query of a request target, also of an absolute one such as `http://host/score?x=1` (RFC 9112, 3.2.2)."""
     if target.startswith(b"/") or b"://" not in target:
         return target
     parts = httptools.parse_url(target)

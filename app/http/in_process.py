@@ -1,4 +1,4 @@
-"""Whoever answers a command's requests: the app without a socket, or a running server."""
+"""Two clients for the commands that read files: of the app in this process, without a socket, and of a running server."""
 
 import contextlib
 import json
@@ -13,9 +13,9 @@ from app.settings import Settings
 
 LINES_PER_REQUEST = 256
 FILE_LIMITS = {"api_keys": (), "deadline_seconds": 1e9, "max_body_mb": 1e9}
-"""The settings that protect a service from its clients are off: the file is its owner's."""
+"""Switches off the settings that protect a service from its clients: the user owns the file."""
 DEADLINE_SECONDS = 3600.0
-"""For one request to a running server, with all retries."""
+"""The time limit of one request to a running server, retries included."""
 KEY_VARIABLE = "REWARD_CLIENT_API_KEY"
 
 
@@ -27,8 +27,8 @@ class RefusedError(RewardServiceError):
         self.item = item
 
 
-class Answerer(Protocol):
-    """Answers requests while its context lasts."""
+class RouteClient(Protocol):
+    """Sends requests to the service's routes, within its context."""
 
     max_items: int
 
@@ -39,7 +39,7 @@ class Answerer(Protocol):
 
 
 class InProcess:
-    """The app without a socket."""
+    """A client of the app in this process, without a socket."""
 
     def __init__(self, settings: Settings) -> None:
         from app.main import create_app
@@ -63,7 +63,7 @@ class InProcess:
         return self._answer(await self.client.get("/info"))
 
     async def post(self, path: str, body: bytes) -> dict[str, Any]:
-        """The answer's body; raises RefusedError where it is an error."""
+        """The answer's body. Raises RefusedError if it is an error."""
         return self._answer(await self.client.post(path, content=body, headers={"content-type": "application/json"}))
 
     def _answer(self, response: httpx.Response) -> dict[str, Any]:
@@ -74,9 +74,9 @@ class InProcess:
 
 
 class Remote:
-    """A running server, asked by this project's own client, which retries while the server is busy.
+    """A client of a running server, which retries while the server is busy.
 
-    The first request is not retried, so that a wrong address is noticed at once.
+    The first request is not retried, so that a wrong address fails at once.
     """
 
     def __init__(self, url: str) -> None:
@@ -105,7 +105,7 @@ class Remote:
             return dict(await self.client.info())
 
     async def post(self, path: str, body: bytes) -> dict[str, Any]:
-        """The answer's body; raises RefusedError where it is an error, or nobody answers."""
+        """The answer's body. Raises RefusedError if it is an error, or the server does not answer."""
         with self._errors():
             return dict(await self.client.post(path, json.loads(body)))
 
@@ -116,7 +116,7 @@ class Remote:
         try:
             yield
         except APIError as error:
-            if not error.code:  # every error of the service has one
+            if not error.code:  # every error of the service has a code
                 words = f"{self.url} answered HTTP {error.status} without an error of the reward service"
                 raise RefusedError(f"{words}; check --url, and the proxy if there is one", None) from None
             hint = f"; set {KEY_VARIABLE} to an API key" if error.status == httpx.codes.UNAUTHORIZED else ""

@@ -1,4 +1,4 @@
-"""uvicorn with this service's way to end: drain first, then exit 0; a start that fails is one line and exit 1."""
+"""uvicorn with a graceful shutdown: drain, then exit 0. A failed start prints one line and exits 1."""
 
 import logging
 import signal
@@ -25,35 +25,35 @@ from app.settings import PAGE_PATH, Settings
 
 logger = logging.getLogger(__name__)
 CLOSE_SECONDS = 2.0
-"""Kept from the grace period: for refusing what is left and closing connections."""
+"""The end of the grace period, reserved for rejecting the remaining requests and closing connections."""
 KEEP_ALIVE_SECONDS = 75
-"""More than clients and proxies keep an idle connection (aiohttp 15 s, AWS's load balancer 60 s): whoever closes first
-must not be the server, or a request that is on its way is lost."""
+"""Longer than clients and proxies keep an idle connection (aiohttp 15 s, AWS's load balancer 60 s): if the server closed it
+first, a request already sent would be lost."""
 BACKLOG = 8192
 """Connections that wait to be accepted; the kernel has a limit of its own (net.core.somaxconn, 4096 by default)."""
-TICKS_A_SWEEP = 10
+TICKS_PER_SWEEP = 10
 INTERRUPTED = 130
-"""Exit code of a process that Ctrl+C ended, by the shells' convention: 128 + SIGINT."""
+"""Exit code after Ctrl+C, by the shells' convention: 128 + SIGINT."""
 SECOND_INTERRUPT_SECONDS = 0.3
 LAST_LINES_SECONDS = 0.2
-"""For the log's writer, which lets lines gather for a moment."""
+"""Time for the log's writer to write the last lines."""
 
 
 class Server(uvicorn.Server):
     """Keeps the listener open while it drains: new requests get 503, accepted ones their answers.
 
-    uvicorn alone closes the listener first, waits without limit, and re-raises the signal.
+    Plain uvicorn closes the listener first, waits without limit, and re-raises the signal.
     """
 
     def __init__(
         self, config: uvicorn.Config, service: Service, exit_after: Callable[[float, int], None] | None = None
     ) -> None:
-        """`exit_after(seconds, code)` must end the process at the latest then; without it, nothing ends it by force."""
+        """`exit_after(seconds, code)` must end the process after that time; without it, nothing ends it by force."""
         super().__init__(config)
         self.service = service
         self._exit_after = exit_after or (lambda *_: None)
         self.was_interrupted = False
-        """Whether a second Ctrl+C ended it, with requests unanswered."""
+        """Whether a second Ctrl+C stopped it with requests unanswered."""
         self._drain_until: float | None = None
         self._is_announced = False
 
@@ -74,7 +74,7 @@ class Server(uvicorn.Server):
         if self.service.engine is not None and not self._is_announced:
             self._is_announced = True
             logger.info(ready_line(address(self), has_page=self.service.settings.ui))
-        if counter % TICKS_A_SWEEP == 0:
+        if counter % TICKS_PER_SWEEP == 0:
             sweep(self.server_state.connections, self.service.settings.deadline_seconds)
         if self._drain_until is not None:
             self.service.abandon_loading()
@@ -87,17 +87,17 @@ class Server(uvicorn.Server):
 
 
 class ExitTimer:
-    """Ends the process at a deadline, whatever it is doing: a forward, a download, an event loop that is stuck.
+    """Ends the process at a deadline, even during a forward pass, a download or with a stuck event loop.
 
-    Its thread is there from the beginning: a signal may come when no memory is left to start one.
+    Its thread starts with the process, because a signal may come when there is no memory left for a new thread.
     """
 
     def __init__(self) -> None:
-        self._deadlines: SimpleQueue[tuple[float, int] | None] = SimpleQueue()  # its `put` may interrupt itself
+        self._deadlines: SimpleQueue[tuple[float, int] | None] = SimpleQueue()  # its `put` is reentrant
         threading.Thread(target=self._wait, name="exit-timer", daemon=True).start()
 
     def exit_after(self, seconds: float, code: int) -> None:
-        """From a signal handler, too. The earliest of several deadlines ends the process."""
+        """May be called from a signal handler. The earliest of several deadlines applies."""
         self._deadlines.put((time.monotonic() + seconds, code))
 
     def cancel(self) -> None:
@@ -111,7 +111,7 @@ class ExitTimer:
                 deadline = self._deadlines.get(timeout=seconds)
             except Empty:
                 assert nearest is not None
-                logger.warning("exiting with work unfinished: the time to shut down is over")
+                logger.warning("exiting with requests unanswered: the grace period is over")
                 time.sleep(LAST_LINES_SECONDS)
                 exit_now(nearest[1])
                 return
@@ -121,7 +121,7 @@ class ExitTimer:
 
 
 def address(server: uvicorn.Server) -> str:
-    """Where it really listens: port 0 has become a free one."""
+    """The URL that it listens on, with the chosen port if the setting is 0."""
     host, port = server.servers[0].sockets[0].getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
@@ -132,7 +132,7 @@ def ready_line(url: str, *, has_page: bool) -> str:
 
 
 def listener(settings: Settings, backlog: int) -> socket.socket:
-    """The listening socket; raises StartError at once, before any model is loaded. `::` also takes IPv4 connections."""
+    """The listening socket; `::` also accepts IPv4 connections. Raises StartError, before any model is loaded."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     both = settings.host == "::" and socket.has_dualstack_ipv6()
     try:
@@ -145,14 +145,14 @@ def listener(settings: Settings, backlog: int) -> socket.socket:
 
 
 def config_of(app: ASGIApp, **options: Any) -> uvicorn.Config:
-    """uvicorn as this service wants it."""
+    """uvicorn's configuration for this service; `options` override it."""
     defaults: dict[str, Any] = {
         "http": partial(Connection, pacer=RequestPacer(), write_buffer=WriteBuffer()),
-        "ws": "none",  # nothing here speaks it
-        "log_config": None,  # its lines go the way of ours
-        "log_level": "warning",  # a start that fails is one line, and one that succeeds says so itself
+        "ws": "none",  # there are no WebSocket routes
+        "log_config": None,  # its lines go through our handlers
+        "log_level": "warning",  # we log our own lines at start
         "access_log": False,
-        "proxy_headers": False,  # nothing here asks who the client is
+        "proxy_headers": False,  # the client's address is not used
         "timeout_graceful_shutdown": int(CLOSE_SECONDS),
         "timeout_keep_alive": KEEP_ALIVE_SECONDS,
         "server_header": False,
@@ -162,11 +162,11 @@ def config_of(app: ASGIApp, **options: Any) -> uvicorn.Config:
 
 
 def run(app: Application) -> int:
-    """Serves until SIGTERM or Ctrl+C; the process's exit code."""
+    """Serves until SIGTERM or Ctrl+C. Returns the process's exit code."""
     service: Service = app.state.service
     settings = service.settings
     config = config_of(app, host=settings.host, port=settings.port)
-    logger.debug("up to %d open files, of which each connection is one", raise_file_limit())
+    logger.debug("at most %d open files; each connection is one", raise_file_limit())
     timer = ExitTimer()
     server = Server(config, service, timer.exit_after)
     try:

@@ -1,4 +1,4 @@
-"""Around every request: its id, its context, and at its end the metrics, the log line and the spans."""
+"""Wraps every request: assigns its id and context, and records metrics, log line and spans at its end."""
 
 import logging
 import re
@@ -25,17 +25,19 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS",
 
 
 class TelemetryMiddleware:
-    """The outermost layer. It answers an unexpected exception with a 500 that carries the request's id."""
+    """The outermost layer. It also answers unexpected exceptions, with a 500 that has the request's id."""
 
     def __init__(self, app: ASGIApp, service: Service, labels: "RouteLabels") -> None:
         self.app = app
         self.service = service
         self.labels = labels
-        self._own_ids = map(f"{secrets.token_hex(4)}{{:08x}}".format, count(1))  # cheap, and unique to this process
+        self._own_ids = map(
+            f"{secrets.token_hex(4)}{{:08x}}".format, count(1)
+        )  # a random prefix per process, then a count
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or is_page(scope["path"], self.service.settings):
-            await self.app(scope, receive, send)  # the page's own calls of the API are observed
+            await self.app(scope, receive, send)  # the playground's calls of the API are recorded instead
             return
         path = scope["path"]
         record = RequestContext(self._request_id(scope), scope["method"] if scope["method"] in METHODS else "OTHER")
@@ -60,22 +62,22 @@ class TelemetryMiddleware:
                 record.status = message["status"]
                 message["headers"] = [*message.get("headers", ()), id_header]
             elif not message.get("more_body", False):
-                record_request()  # a client that has its whole answer finds it in the log and in /metrics
+                record_request()  # before the client has its answer, so that it can find it in the log and /metrics
             await send(message)
 
         try:
             await self.app(scope, receive, send_observed)
         except Exception:
-            logger.exception("an unexpected fault")
-            if record.status:  # the response has begun, so only a closed connection can show that it is not whole
+            logger.exception("an unexpected error")
+            if record.status:  # the response has started, so closing the connection is the only way to report it
                 raise
-            error = InferenceFailedError("an unexpected fault; the log has it")
+            error = InferenceFailedError("an unexpected error; see the log")
             await error_response(error)(scope, receive, send_observed)
         finally:
             record_request()
 
     def _request_id(self, scope: Scope) -> str:
-        """The client's own where it is short and plain, so that it can stand in a log line; else a new one."""
+        """The client's own id if it is safe to log (short, plain ASCII); else a new one."""
         for name, value in scope["headers"]:
             if name == b"x-request-id" and REQUEST_ID.fullmatch(value):
                 return str(value, "ascii")
@@ -83,7 +85,7 @@ class TelemetryMiddleware:
 
 
 class RouteLabels:
-    """The label of a path in metrics and logs: the route's own path, that of the mounted app, or UNMATCHED."""
+    """Labels paths in metrics and logs: with the route's path, that of a mounted app, or UNMATCHED."""
 
     def __init__(self, api: FastAPI) -> None:
         self._api = api
@@ -95,7 +97,7 @@ class RouteLabels:
 
     @cached_property
     def _paths(self) -> frozenset[str]:
-        """Read at the first request, when all routes have been added."""
+        """Computed at the first request, when all routes have been added."""
         return frozenset(self._mounts) | {route.path for route in iter_route_contexts(self._api.routes) if route.path}
 
     @cached_property

@@ -1,23 +1,23 @@
-"""What connections write in one tick of the event loop, sent when the tick ends: one system call per connection.
+"""Collects what connections write in one tick of the event loop and sends it with one system call per connection.
 
-uvicorn writes a response's head and its body apart, and uvloop sends every write at once: two system calls and two packets.
-And a client that is sent one response after the other, each as soon as it is ready, is woken for each of them.
+uvicorn writes a response's head and body separately, and uvloop sends every write at once: two system calls and two packets.
+Besides, a client that gets several responses in one tick would be woken for each of them.
 """
 
 import asyncio
 from typing import Any
 
-MAX_GATHERED_BYTES = 65536
-"""More is sent at once, so that whoever writes a large response piece by piece is told when its client does not keep up."""
+MAX_BUFFERED_BYTES = 65536
+"""More is sent at once, so that backpressure reaches the code that writes a large response in pieces."""
 
 
 class WriteBuffer:
-    """The connections that have something to send. One for all connections of a server."""
+    """The transports with something to send. All connections of a server share one buffer."""
 
     def __init__(self) -> None:
-        self._transports: list[GatheringTransport] = []
+        self._transports: list[CoalescingTransport] = []
 
-    def add(self, transport: "GatheringTransport") -> None:
+    def add(self, transport: "CoalescingTransport") -> None:
         if not self._transports:
             asyncio.get_running_loop().call_soon(self._flush)
         self._transports.append(transport)
@@ -28,11 +28,8 @@ class WriteBuffer:
             transport.flush()
 
 
-class GatheringTransport:
-    """A connection's transport that keeps what is written until its buffer is flushed, or it is closed.
-
-    What is not overridden here is the transport's own.
-    """
+class CoalescingTransport:
+    """Wraps a connection's transport and keeps what is written until the buffer is flushed or the transport is closed."""
 
     def __init__(self, transport: asyncio.Transport, buffer: WriteBuffer) -> None:
         self._transport = transport
@@ -48,7 +45,7 @@ class GatheringTransport:
             self._buffer.add(self)
         self._written.append(data)
         self._num_bytes += len(data)
-        if self._num_bytes > MAX_GATHERED_BYTES:
+        if self._num_bytes > MAX_BUFFERED_BYTES:
             self.flush()
 
     def flush(self) -> None:

@@ -16,7 +16,7 @@ from pydantic_core import PydanticSerializationError, to_json
 from typing_extensions import override
 
 MAX_CAUSES = 5
-"""Exceptions shown of a chain of causes, which may be a circle."""
+"""How many exceptions of a chain of causes are shown; a chain may be a cycle."""
 
 
 class JSONFormatter(logging.Formatter):
@@ -68,7 +68,7 @@ def utc_second(epoch: int) -> str:
 
 
 def words_of(fields: dict[str, Any]) -> Iterator[str]:
-    """The fields of a request that its message does not have, with their units."""
+    """A request's fields that are not in its message, with their units."""
     units = {"code": "", "items": " items", "tokens": " tokens", "computed_tokens": " computed"}
     yield from (f"{fields[name]}{unit}" for name, unit in units.items() if name in fields)
     yield from (f"{name} {fields[f'{name}_ms']:.1f} ms" for name in ("queue", "total") if f"{name}_ms" in fields)

@@ -1,4 +1,4 @@
-"""Gets log records out of the threads that log and onto a stream, without ever blocking those threads.
+"""Writes log records to a stream without ever blocking the threads that log.
 
 The standard library's `QueueHandler` and `QueueListener`, with three changes. The queue is bounded, and a record that
 finds it full is dropped and counted. The listener writes many lines with one call, because a wake-up per line costs a

@@ -52,7 +52,7 @@ def num_dropped() -> int:
 def log_request(context: RequestContext, seconds: float) -> None:
     """Logs the request's line: at warning for a 5xx, at debug for a probe, else at info.
 
-    A 503 of `/ready` is an answer and no fault: whoever polls it waits for the models.
+    A 503 of `/ready` is no error: clients poll it until the models are loaded.
     """
     is_fault = context.status >= FIRST_SERVER_ERROR and context.route != READY_PATH
     level = logging.WARNING if is_fault else logging.DEBUG if context.route in PROBES else logging.INFO
@@ -64,7 +64,7 @@ class RequestRecord(logging.LogRecord):
     """The record of a request's line.
 
     `logging.makeLogRecord` would take 2 us more, 1 % of a short request: it looks up the process, the thread and the
-    source location, which no formatter of ours shows.
+    source location, which our formatters do not show.
     """
 
     def __init__(self, level: int, context: RequestContext, seconds: float) -> None:
@@ -101,7 +101,7 @@ def request_fields(context: RequestContext, seconds: float) -> dict[str, Any]:
 
 def log_loop_fault(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """For `loop.set_exception_handler`: asyncio's own handler would log the arguments of the failed callback."""
-    logger.error("an unexpected fault in the event loop", exc_info=context.get("exception"))
+    logger.error("an unexpected error in the event loop", exc_info=context.get("exception"))
 
 
 @contextmanager

@@ -1,6 +1,6 @@
-"""The service's Prometheus metrics: what they mean, and the methods that count requests and the engine's events.
+"""The service's Prometheus metrics, and the methods that count requests and the engine's events.
 
-Every service has a registry of its own, so two services in one process count apart. Label values are bounded: the app's
+Every service has a registry of its own, so two services in one process count separately. Label values are bounded: the app's
 own routes, HTTP statuses, the codes of `app.errors`, and the names of models and devices. Every series whose labels are
 known in advance starts at 0, so `rate()` sees its first event too.
 """

@@ -30,7 +30,7 @@ FIRST_SERVER_ERROR = 500
 
 
 def provider_from_environment(environment: Mapping[str, str] = os.environ) -> "TracerProvider | None":
-    """The provider that the OTEL_* variables describe; None if they turn tracing off or say nothing about it.
+    """The provider that the OTEL_* variables describe; None if they disable tracing or none is set.
 
     Raises StartError if the extra `otel` is not installed, or if the exporter or its protocol is not supported.
     """
@@ -44,7 +44,7 @@ def provider_from_environment(environment: Mapping[str, str] = os.environ) -> "T
         from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter
     except ImportError as error:
         raise StartError(
-            f"OTEL_* variables ask for traces, which need the extra otel; run {install_command('otel')}"
+            f"the OTEL_* variables enable tracing, which needs the extra otel; run {install_command('otel')}"
         ) from error
     protocol = environment.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or environment.get("OTEL_EXPORTER_OTLP_PROTOCOL")
     if exporter not in {"otlp", "console"} or (exporter == "otlp" and protocol not in {None, "http/protobuf"}):

@@ -66,7 +66,7 @@ class Replica:
         try:
             await self.app(dict(request.scope), receive, send)
         except Exception:  # the app has sent a 500 and raises again so that its server can log it
-            logger.exception("an unexpected fault")
+            logger.exception("an unexpected error")
         response.body = b"".join(parts)
         engine = self.service.engine
         response.healthy = engine is not None and engine.is_alive

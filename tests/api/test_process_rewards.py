@@ -140,7 +140,7 @@ BAD: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({**STEPS, "step_ends": [1, 1]}, {}, "has 1 after 1"),
     ({**STEPS, "mask": [1, 0, 1, 1]}, {}, "has a step that ends at token 1, which the mask does not count"),
     ({**STEPS, "policy_logprobs": None, "reference_logprobs": None}, {}, "has no logprobs"),
-    ({}, {"process": {"model": "helpfulness"}}, "process.model scores no item with scores"),
+    ({}, {"process": {"model": "helpfulness"}}, "has scores, so process.model does not score it"),
 ]
 
 

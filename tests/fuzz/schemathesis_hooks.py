@@ -13,7 +13,7 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 UNSTATED = {
     "one of several forms": r"send exactly one of|send both prompt and response|query is missing|send one of (text and input_ids|them)|come together|come in place of|"
-    r"send prompt, chosen and rejected|send both|has no (safety|helpfulness)_score|both rating and margin|no logprobs",
+    r"send prompt, chosen and rejected|send both|has no (safety|helpfulness)_score|both rating and margin|no logprobs|send either inputs",
     "the last turn": r"it must be the assistant's|has no content; send a text, or tool_calls",
     "lists of one length": r"lists of different lengths|send one per (query|input)|Input lengths must be",
     "options of messages alone": r"is for messages, and the request has none|Cannot set both",
@@ -21,7 +21,7 @@ UNSTATED = {
     "the checkpoint's limit": r"greater than max_model_len",
     "a model that is loaded": r"needs the .*model, which is not loaded",
     "statistics of one batch or by group": r"^whiten\.stats\.\S+ is missing",
-    "models that differ": r"have different tokens for this",
+    "models that differ": r"tokenize this differently",
     "options that need each other": r"needs it for every item|a map by (group in mode group|model)|drop (it|them), or choose|"
     r"has no group|whitening needs 2|does not take; drop it|needs both scores|has on \w+ but no model|has no (weights|lambda|safety_threshold)",
     "a threshold on a probability": r"send a probability above 0 and below 1",

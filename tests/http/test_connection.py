@@ -25,7 +25,7 @@ from app.http.connection import (
     sweep,
 )
 from app.http.server import config_of
-from app.http.write_buffer import MAX_GATHERED_BYTES, GatheringTransport, WriteBuffer
+from app.http.write_buffer import MAX_BUFFERED_BYTES, CoalescingTransport, WriteBuffer
 from tests.api.asking import TEA, ask
 from tests.conftest import Serve
 from tests.http.wire import Idle
@@ -343,7 +343,7 @@ def test_what_a_connection_writes_in_one_tick_is_sent_with_one_call_when_the_tic
 ):
     async def send() -> list[list[bytes]]:
         buffer, first, second = WriteBuffer(), Recorded(), Recorded()
-        one, other = GatheringTransport(first, buffer), GatheringTransport(second, buffer)
+        one, other = CoalescingTransport(first, buffer), CoalescingTransport(second, buffer)
         one.write(b"head ")
         other.write(b"alone")
         one.write(b"body")
@@ -363,9 +363,9 @@ def test_what_a_connection_writes_in_one_tick_is_sent_with_one_call_when_the_tic
 def test_a_large_response_is_sent_before_the_tick_ends_so_that_its_writer_can_be_told_to_wait() -> None:
     async def send() -> list[int]:
         recorded = Recorded()
-        transport = GatheringTransport(recorded, WriteBuffer())
+        transport = CoalescingTransport(recorded, WriteBuffer())
         for _ in range(3):
-            transport.write(bytes(MAX_GATHERED_BYTES // 2 + 1))
+            transport.write(bytes(MAX_BUFFERED_BYTES // 2 + 1))
         return [len(piece) for piece in recorded.sent]
 
-    assert asyncio.run(send()) == [MAX_GATHERED_BYTES + 2]
+    assert asyncio.run(send()) == [MAX_BUFFERED_BYTES + 2]

@@ -256,7 +256,7 @@ def test_an_unexpected_fault_is_logged_with_its_place_and_not_its_message(serve:
     assert response.headers["x-request-id"] == "fault-1"
     assert MARKER not in (tmp_path / "log").read_text()
     fault, request = lines_of(tmp_path / "log")
-    assert (fault["level"], fault["request_id"], fault["message"]) == ("error", "fault-1", "an unexpected fault")
+    assert (fault["level"], fault["request_id"], fault["message"]) == ("error", "fault-1", "an unexpected error")
     assert "builtins.ValueError\ncaused by\n" in fault["exception"]
     assert fault["exception"].endswith("builtins.KeyError")
     assert 'test_logs.py", line ' in fault["exception"]
@@ -294,7 +294,7 @@ def test_a_fault_in_the_event_loop_is_logged_without_what_it_held(tmp_path: Path
     with logged(tmp_path / "log"):
         asyncio.run(fail())
     (line,) = lines_of(tmp_path / "log")
-    assert line["message"] == "an unexpected fault in the event loop"
+    assert line["message"] == "an unexpected error in the event loop"
     assert line["exception"].endswith("builtins.ValueError")
     assert MARKER not in (tmp_path / "log").read_text()
 

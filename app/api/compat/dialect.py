@@ -1,4 +1,4 @@
-"""What the dialects share: the choice of model, the truncation, the deadline, the selection of a score.
+"""Shared by all dialects: the choice of model, truncation, deadline, and the selection of a score.
 
 Knows no dialect's body. Every dialect scores through `select`, which calls `Service.score` once.
 """
@@ -42,8 +42,8 @@ class ChatToolCall(ToolCall):
     function: ChatFunction
 
 
-def joined(content: object) -> object:
-    """Text parts as one text."""
+def join_text_parts(content: object) -> object:
+    """A list of text parts as one text; anything else unchanged."""
     if isinstance(content, list):
         return "".join(part.text for part in TEXT_PARTS.validate_python(content))
     return content
@@ -57,7 +57,7 @@ class ChatMessage(Message):
 
     model_config = ConfigDict(extra="ignore")
 
-    content: Annotated[str, BeforeValidator(joined, json_schema_input_type=str | list[TextPart])] | None = ""
+    content: Annotated[str, BeforeValidator(join_text_parts, json_schema_input_type=str | list[TextPart])] | None = ""
     tool_calls: Sequence[ChatToolCall] | None = None
 
     @model_validator(mode="after")
@@ -70,38 +70,38 @@ COMPAT_TAGS = ("compatibility",)
 
 
 def error_json(body: object, status: int, error: RequestError) -> JSONResponse:
-    """An error response of a dialect, with Retry-After where a retry can succeed."""
+    """An error response of a dialect, with Retry-After if a retry can succeed."""
     retry = {"retry-after": str(error.retry_after_seconds)} if isinstance(error, UnavailableError) else None
     return JSONResponse(body, status, retry)
 
 
 @dataclass(frozen=True, slots=True)
 class Selected:
-    """One input's answer: the score that the choice of model gives it, and each model's that was asked."""
+    """One input's result: the score by the chosen model, and the scores of all models that ran."""
 
     score: float
     num_tokens: int
     truncated: bool
     by_model: dict[str, ItemScore]
-    num_cached_tokens: int  # that no model computed
+    num_cached_tokens: int  # cached by all models
     token_scores: list[float] | None = None
-    """If they were asked for, the chosen model's: after every token, or at its steps."""
-    is_probability: bool = False  # whether the scores are probabilities already
+    """If requested, the chosen model's scores after every token, or at its steps."""
+    is_probability: bool = False  # the scores are probabilities already
 
     def value(self, *, activation: bool) -> float:
-        """The probability where an activation is asked for, else the raw score."""
+        """The probability if an activation is requested, else the raw score."""
         return self.values([self.score], activation=activation)[0]
 
     def values(self, scores: list[float], *, activation: bool) -> list[float]:
-        """`value`, of any scores of this model."""
+        """`value` for several scores of this model."""
         return [probability(score) for score in scores] if activation and not self.is_probability else scores
 
 
 def choose_model(service: Service, wanted: object) -> str:
     """The choice that `wanted` names: a model, or `llama2`. Anything else (verl sends a path) means REWARD_COMPAT_MODEL.
 
-    By default `llama2` where both of its models are loaded, else the first model. Raises InvalidInputError where a model
-    that the choice needs is not loaded.
+    The default is `llama2` if both of its models are loaded, else the first model. Raises InvalidInputError if a model that
+    the choice needs is not loaded.
     """
     loaded = service.require_models(None, "scoring")
     if isinstance(wanted, str) and wanted in (LLAMA2, *ROLES, *loaded):
@@ -111,31 +111,31 @@ def choose_model(service: Service, wanted: object) -> str:
 
 
 def choices(loaded: Sequence[str]) -> list[str]:
-    """What a request's model can name: `llama2` where both of its models are loaded, and each model."""
+    """The names that a request's `model` can have: `llama2` if both of its models are loaded, and each model."""
     return [*([LLAMA2] if set(ROLES) <= set(loaded) else []), *loaded]
 
 
 def models_of(choice: str) -> tuple[str, ...]:
-    """The models that score for a choice."""
+    """The models that a choice needs."""
     return ROLES if choice == LLAMA2 else (choice,)
 
 
 def choose_truncation(settings: Settings, *, has_boundary: bool) -> Truncation:
-    """REWARD_COMPAT_TRUNCATION, and `left` in place of `prompt` where nobody says where the response begins.
+    """REWARD_COMPAT_TRUNCATION, but `left` instead of `prompt` if the input does not mark where its response begins.
 
-    Unset it is `left`: what `prompt` does as long as the response fits, and no failed batch where it does not.
+    The default is `left`: it equals `prompt` as long as the response fits, and fails no batch if it does not.
     """
     given = settings.compat_truncation
     return "left" if given is None or (given == "prompt" and not has_boundary) else given
 
 
 def rendered_chat(settings: Settings, text: str, *, add_special_tokens: bool = True) -> RenderedChat:
-    """Text that a client rendered; REWARD_COMPAT_CLOSE says how its last turn ends."""
+    """Text that a client rendered; REWARD_COMPAT_CLOSE determines how its last turn ends."""
     return RenderedChat(text, settings.compat_close == "template", add_special_tokens)
 
 
 def rollout(settings: Settings, prompt: Sequence[ChatMessage], response: str) -> Rollout:
-    """Messages, and a response as the policy generated it; REWARD_COMPAT_CLOSE says how its turn ends."""
+    """Messages, and a response as the policy generated it; REWARD_COMPAT_CLOSE determines how its turn ends."""
     return Rollout(tuple(message.turn() for message in prompt), response, settings.compat_close == "template")
 
 
@@ -145,7 +145,7 @@ def is_safety(label: object) -> bool:
 
 
 def deadline_of(settings: Settings, client_seconds: float) -> float:
-    """`client_seconds`, a little under the client's time-out, unless the operator set a shorter deadline."""
+    """`client_seconds`, which is a little less than the client's time-out, unless the operator set a shorter deadline."""
     is_set = "deadline_seconds" in settings.model_fields_set
     return min(client_seconds, settings.deadline_seconds) if is_set else client_seconds
 
@@ -160,9 +160,10 @@ async def select(
     deadline_seconds: float | None = None,
     token_scores: bool = False,
 ) -> list[Selected]:
-    """Each input's score by the choice of model, in order; no inputs give no answers.
+    """Each input's score by the choice of model, in order; an empty list for no inputs.
 
-    `llama2` is the paper's R_c: the safety score where the label says so or its probability is below the threshold.
+    `llama2` is R_c of Llama 2 (arXiv 2307.09288, section 3.2.3): the safety score if the label marks a safety prompt or
+    its probability is below the threshold, else the helpfulness score.
     """
     if not inputs:
         return []
@@ -177,7 +178,7 @@ async def select(
 
 
 def selected(item: dict[str, ItemScore], choice: str, label: bool, threshold: float) -> Selected:
-    """The score of the model that is chosen, or that R_c selects; the threshold is a probability."""
+    """The score of the chosen model, or of the one that R_c selects; `threshold` is a probability in (0, 1)."""
     name = choice
     if choice == LLAMA2:
         unit: ThresholdOn = "score" if item["safety"].is_probability else "probability"
@@ -193,8 +194,8 @@ def selected(item: dict[str, ItemScore], choice: str, label: bool, threshold: fl
     )
 
 
-def as_many(given: object, name: str) -> list[Any]:
-    """A single text or a single list of token ids as a list of one; raises InvalidInputError for no input at all."""
+def as_list(given: object, name: str) -> list[Any]:
+    """A single text or a single list of token ids as a list of one. Raises InvalidInputError if there is no input."""
     if isinstance(given, str):
         return [given]
     if not isinstance(given, list) or not given:

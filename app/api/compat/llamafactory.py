@@ -1,7 +1,7 @@
-"""LLaMA-Factory's reward server: rendered conversations, special tokens and all; `scores` are raw.
+"""LLaMA-Factory's reward server: conversations rendered with special tokens; `scores` are raw.
 
-Its PPO trainer (`reward_model_type: api`) looks at no status and has no time-out: it reads `scores` of whatever comes back. So no
-error body has that field, and an error stops the trainer with a KeyError.
+Its PPO trainer (`reward_model_type: api`) ignores the status and has no time-out: it reads `scores` from any answer. Our
+error bodies lack that field, so an error stops the trainer with a KeyError.
 """
 
 from typing import Any

@@ -1,6 +1,6 @@
-"""OpenRLHF's remote reward model: one query per request, already rendered, special tokens and all.
+"""OpenRLHF's remote reward model: one query per request, already rendered with special tokens.
 
-`rewards` are raw scores; `scores`, which feed dynamic filtering between 0 and 1, are probabilities; `extra_logs` has
+`rewards` are raw scores; `scores` are probabilities, because dynamic filtering expects values from 0 to 1; `extra_logs` has
 each model's score.
 """
 
@@ -30,7 +30,7 @@ from app.errors import InvalidInputError, RequestError
 from app.settings import Settings
 
 DEADLINE_SECONDS = 170
-"""The client gives up at 180 and tries again, 5 times."""
+"""The client times out after 180 s and retries 5 times."""
 
 
 class OpenRLHFError(BaseModel):

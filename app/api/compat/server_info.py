@@ -1,4 +1,4 @@
-"""What clients of vLLM, SGLang and SageMaker ask of a server before they send work. Routes without a body."""
+"""Routes without a body that clients of vLLM, SGLang and SageMaker call before they send work."""
 
 import time
 from typing import Any, Literal
@@ -97,7 +97,7 @@ async def model_info(service: TheService) -> dict[str, Any]:
 
 
 def served(service: Service) -> list[str]:
-    """The names that select a model here, the one that answers by default first."""
+    """The names that a request's `model` can have, the default first."""
     default = choose_model(service, None)
     return sorted(choices(service.require_models(None, "scoring")), key=lambda name: name != default)
 

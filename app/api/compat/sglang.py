@@ -1,11 +1,11 @@
-"""POST /classify: SGLang's where the body has `text` or `input_ids`, vLLM's where it has `input` or `messages`."""
+"""POST /classify: SGLang's if the body has `text` or `input_ids`, vLLM's if it has `input` or `messages`."""
 
 import uuid
 from typing import Annotated, Any
 
 from pydantic import BaseModel, RootModel, WithJsonSchema
 
-from app.api.compat.dialect import CompatBody, as_many
+from app.api.compat.dialect import CompatBody, as_list
 from app.api.compat.vllm import pooling
 from app.api.compat.vllm.options import check_refused, unsupported
 from app.api.inputs import TheService
@@ -44,21 +44,23 @@ class ClassifyRequest(pooling.ClassificationRequest):
     def sglang_inputs(self, settings: Settings) -> tuple[list[Input], bool]:
         """The inputs, and whether the body has a list of them. Raises InvalidInputError."""
         if self.text is not None and self.input_ids is not None:
-            raise InvalidInputError("send one of text and input_ids")
+            raise InvalidInputError("the request has both text and input_ids; send one of them")
         if self.input is not None or self.messages is not None:
-            raise InvalidInputError("text and input_ids are SGLang's, input and messages vLLM's; send one of them")
+            raise InvalidInputError(
+                "the request has both SGLang's text or input_ids and vLLM's input or messages; send one of them"
+            )
         self.check_chat_only()
         name = "text" if self.text is not None else "input_ids"
         given = self.text if self.text is not None else self.input_ids
-        many = as_many(given, name)
-        if name == "text" and isinstance(many[0], list):
-            return [Input(pair_of(texts, i), i, f"text[{i}]") for i, texts in enumerate(many)], True
+        entries = as_list(given, name)
+        if name == "text" and isinstance(entries[0], list):
+            return [Input(pair_of(texts, i), i, f"text[{i}]") for i, texts in enumerate(entries)], True
         with_special_tokens = self.add_special_tokens is not False
-        inputs = pooling.engine_inputs(many, name, settings, add_special_tokens=with_special_tokens)
-        return inputs, many is given
+        inputs = pooling.engine_inputs(entries, name, settings, add_special_tokens=with_special_tokens)
+        return inputs, entries is given
 
     def ids(self, num_inputs: int) -> list[str]:
-        """An id per input: the request's own, one of several from a common one, or a new one."""
+        """One id per input: from the request's `rid` (numbered if it is one for several inputs), or new ones."""
         if isinstance(self.rid, list):
             if len(self.rid) != num_inputs:
                 raise InvalidInputError(f"rid has {len(self.rid)} entries for {num_inputs} inputs; send one per input")
@@ -84,7 +86,7 @@ class SGLangResults(RootModel[list[SGLangResult]]):
 
 
 def pair_of(texts: Any, i: int) -> PromptResponse:
-    """A cross-encoder's pair: a query and a document, scored as prompt and response."""
+    """A cross-encoder's pair of a query and a document, scored as prompt and response."""
     if len(texts) != 2:  # noqa: PLR2004 - a pair
         raise InvalidInputError(f"text[{i}] has {len(texts)} texts; send pairs of two, or a list of texts", i)
     return PromptResponse(texts[0], texts[1])
@@ -97,7 +99,7 @@ async def classify(body: ClassifyRequest, service: TheService) -> pooling.Poolin
     inputs, is_list = body.sglang_inputs(service.settings)
     ids = body.ids(len(inputs))
     has_boundary = isinstance(inputs[0].form, PromptResponse)
-    results, _ = await pooling.scored(body, service, inputs, has_boundary=has_boundary)
+    results, _ = await pooling.score_inputs(body, service, inputs, has_boundary=has_boundary)
     answers = [
         SGLangResult(
             embedding=[result.value(activation=body.activates(default=False))],

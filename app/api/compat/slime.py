@@ -1,7 +1,8 @@
 """slime's remote reward model: one sample per request; the answer is a bare JSON number, the raw score.
 
-A string prompt is rendered already, so it is joined with the response. Messages take the checkpoint's chat template. Either
-way the response may end with the end-of-turn token, as slime's does. miles, slime's fork, sends the same.
+A string prompt is already rendered, so it is joined with the response. Messages are rendered with the checkpoint's chat
+template. In both cases the response may end with the end-of-turn token, as slime's does. miles, a fork of slime, sends the
+same.
 """
 
 from typing import Any
@@ -29,11 +30,11 @@ from app.errors import InvalidInputError
 from app.settings import Settings
 
 DEADLINE_SECONDS = 110
-"""The client gives up at 120 and tries again, 10 times."""
+"""The client times out after 120 s and retries 10 times."""
 
 
 ERRORS = ErrorFormat(error_response, ErrorBody, COMPAT_STATUSES, COMPAT_TAGS)
-"""The native format: slime reads the status only."""
+"""The native format: slime reads only the status."""
 
 
 class SlimeRequest(CompatBody):

@@ -44,7 +44,7 @@ class EmptyInputsError(InvalidInputError):
 
 
 class NotABatchError(InvalidInputError):
-    """`inputs` is none of the three shapes."""
+    """`inputs` has none of the three shapes."""
 
 
 KINDS: list[tuple[type[RequestError], int, str]] = [
@@ -61,7 +61,7 @@ KINDS: list[tuple[type[RequestError], int, str]] = [
     (DeadlineExceededError, 429, "Overloaded"),
     (UnavailableError, 503, "Unhealthy"),
 ]
-"""The first class that fits gives status and error_type."""
+"""The first class that matches determines status and error_type."""
 
 
 class TEIError(BaseModel):
@@ -85,7 +85,7 @@ INPUTS_SCHEMA = {
         {"type": "array", "items": TEXT_OR_PAIR, "minItems": 1},
     ]
 }
-"""What `sequences` and `engine_input` take; what they refuse has codes of its own."""
+"""What `sequences` and `engine_input` accept. They reject other values with TEI's own errors."""
 
 
 class Options(CompatBody):
@@ -95,7 +95,7 @@ class Options(CompatBody):
     model: str | None = None
 
     def cut(self, service: Service, *, has_boundary: bool) -> Truncation:
-        """The body's own flags; where it has none, the setting."""
+        """The truncation by the body's own flags, or by the setting if it has none."""
         match self.truncate:
             case None:
                 return choose_truncation(service.settings, has_boundary=has_boundary)
@@ -115,7 +115,7 @@ class PredictRequest(Options):
         return bool(self.inputs) and isinstance(self.inputs[0], list)
 
     def sequences(self) -> list[list[str]]:
-        """The batch; of one where the body is a single input or a pair."""
+        """The batch; a single input or pair is a batch of one."""
         if not self.inputs:
             raise EmptyInputsError("`inputs` cannot be empty")
         if isinstance(self.inputs, str):
@@ -166,7 +166,7 @@ class RankOptions(Options):
 
 
 class RootRequest(RankOptions):
-    """What /predict takes, or `query` and `texts` to be ranked."""
+    """The body of /predict, or `query` and `texts` to be ranked."""
 
     model_config = example({"inputs": "How long should green tea steep? Two minutes.", "raw_scores": True})
 
@@ -208,5 +208,8 @@ async def root(body: RootRequest, service: TheService) -> Predictions | Ranks:
     if body.inputs is not None and body.query is None and body.texts is None:
         return await predict(PredictRequest.model_construct(**{**dict(body), "inputs": body.inputs}), service)
     if body.inputs is not None or body.query is None or body.texts is None:
-        raise InvalidInputError("send exactly one of inputs, and query with texts")
+        given = [name for name in ("inputs", "query", "texts") if getattr(body, name) is not None]
+        raise InvalidInputError(
+            f"the request has {' and '.join(given) or 'no inputs'}; send either inputs, or query with texts"
+        )
     return await ranks(body, body.query, body.texts, service)

@@ -63,7 +63,9 @@ def tree_attention(
     """
     unknown = {name for name, given in others.items() if given is not None} - IGNORED_ARGUMENTS
     if unknown or attention_mask is not None:
-        raise TypeError(f"{type(module).__name__} passes {sorted(unknown) or 'a mask'} to attention, which is unknown here")
+        raise TypeError(
+            f"{type(module).__name__} passes {sorted(unknown) or 'a mask'} to attention, which is unknown here"
+        )
     options = LayerOptions(scaling, sliding_window, softcap)
     if last_rows is not None and last_rows.keys_and_values is not None:  # the second call
         return last_rows.attention.attend(query, *last_rows.keys_and_values, options), None

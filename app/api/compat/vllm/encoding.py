@@ -1,4 +1,4 @@
-"""Scores as numbers, as base64 or as bytes, in vLLM's number types and byte orders."""
+"""Encodes scores as numbers, base64 or bytes, in vLLM's number types and byte orders."""
 
 import base64
 import json
@@ -24,7 +24,7 @@ DTYPES: dict[str, tuple[torch.dtype, torch.dtype]] = {
     "fp8_e4m3": (torch.float8_e4m3fn, torch.uint8),
     "fp8_e5m2": (torch.float8_e5m2, torch.uint8),
 }
-"""Each type, and the integers of its size that numpy knows."""
+"""Each type, and an integer type of the same size that numpy supports."""
 
 
 class Encoding(CompatBody):
@@ -33,24 +33,24 @@ class Encoding(CompatBody):
     endianness: Endianness = Field("native", description="Their byte order.")
 
     def encoded(self, values: Values) -> Values | str:
-        """What stands in JSON."""
+        """The values as they appear in JSON."""
         return values if self.encoding_format == "float" else base64.b64encode(self.packed(values)).decode()
 
     def packed(self, values: Values) -> bytes:
-        """Raises InvalidInputError for a value that the type cannot hold."""
+        """The values as bytes. Raises InvalidInputError for a value that the type cannot represent."""
         dtype, integers = DTYPES[self.embed_dtype]
         numbers = torch.tensor(values, dtype=torch.float32).flatten()
         typed = numbers.to(dtype)
         if not bool(torch.isfinite(typed.float()).all()):
             raise InvalidInputError(
-                f"a score of {float(numbers.abs().max()):g} does not fit {self.embed_dtype}; use float32"
+                f"a score of {float(numbers.abs().max()):g} does not fit {self.embed_dtype}; set embed_dtype to float32"
             )
         packed = typed.view(integers).numpy()
         is_native = self.endianness in {"native", sys.byteorder}
         return bytes((packed if is_native else packed.byteswap()).tobytes())
 
     def response(self, outputs: list[Values], fields: dict[str, Any]) -> Response:
-        """All outputs one after the other, and unless `bytes_only` a header that says where each is."""
+        """A response with all outputs concatenated, and unless `bytes_only` a header with the offsets of each."""
         parts = [self.packed(values) for values in outputs]
         headers = {}
         if self.encoding_format == "bytes":

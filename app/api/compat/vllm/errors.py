@@ -1,4 +1,4 @@
-"""vLLM's error body. SGLang's clients read the message."""
+"""vLLM's error body, also for SGLang, whose clients read the message."""
 
 from pydantic import BaseModel
 from starlette.responses import Response
@@ -22,13 +22,13 @@ class VLLMError(BaseModel):
 
 
 def write_error(error: RequestError) -> Response:
-    """{"error": {"message", "type", "param", "code"}}; what is wrong with a request is 400."""
+    """{"error": {"message", "type", "param", "code"}}; an invalid request is 400."""
     is_bad = isinstance(error, InvalidInputError | InvalidJSONError)
     status = 400 if is_bad else error.status
     kind = TYPES.get(status, "InternalServerError")
     message = error.message
     if isinstance(error, TooLongError):
-        message = f"{message}. Please reduce the length of the input prompt."  # clients look for these words
+        message = f"{message}. Please reduce the length of the input prompt."  # clients search for this sentence
     detail = {"message": message, "type": kind, "param": None, "code": status}
     return error_json({"error": detail}, status, error)
 

@@ -1,6 +1,6 @@
-"""Request options that vLLM's pooling routes share: each is honoured, or refused in vLLM's words.
+"""Request options that vLLM's pooling routes share: each is supported, or rejected with vLLM's message.
 
-Fields that are not declared here are ignored, as vLLM ignores fields that it does not know.
+Fields that are not declared here are ignored, as vLLM ignores unknown fields.
 """
 
 from collections.abc import Mapping
@@ -15,11 +15,11 @@ from app.service import Service
 from app.settings import Truncation
 
 WHOLE_LENGTH = -1
-"""`truncate_prompt_tokens`: as many as the model takes."""
+"""`truncate_prompt_tokens`: truncate to the model's length."""
 
 
 def unsupported(*allowed: float | str | bool | dict[str, Any]) -> Any:
-    """An option that is refused (`REFUSALS`) unless it has one of these values, which change nothing."""
+    """An option that is rejected (see `REFUSALS`) unless it has one of these values, which have no effect."""
     return Field(None, json_schema_extra={"enum": [None, *allowed]})
 
 
@@ -43,7 +43,7 @@ REFUSALS: Mapping[str, tuple[tuple[object, ...], str]] = {
     "lora_path": ((), "lora_path={value} is not supported; load the adapter as a model of its own"),
     "instruct": ((), "instruct is not supported: the checkpoint's chat template has no place for it; leave it out"),
 }
-"""By option: the values that change nothing, and what any other value is answered with."""
+"""By option: the values without effect, and the error message for any other value."""
 PLAIN_REFUSALS: Mapping[str, tuple[object, ...]] = {
     **dict.fromkeys(("data", "tool_choice", "reasoning_effort", "input_embeds", "image_data", "video_data"), ()),
     **dict.fromkeys(("audio_data", "modalities", "embed_override_token_id", "embed_overrides", "lora_id"), ()),
@@ -54,26 +54,26 @@ PLAIN_REFUSALS: Mapping[str, tuple[object, ...]] = {
     **dict.fromkeys(("apply_softmax", "item_first"), (False,)),
     "temperature": (1, 1.0),
 }
-"""Options that would change the answer if there were anything to honour them: the values that change nothing."""
+"""Unsupported options without a message of vLLM's, each with the values that have no effect."""
 
 
 def check_refused(body: CompatBody) -> None:
-    """Raises InvalidInputError for an option that the body has and nothing honours."""
+    """Raises InvalidInputError for an unsupported option that would change the answer."""
     for name in ("max_tokens_per_query", "max_tokens_per_doc"):
         value = getattr(body, name, None)
         if isinstance(value, int) and value < 0:
             raise InvalidInputError(f"{name} must be a non-negative integer")
     for name, (allowed, words) in REFUSALS.items():
         value = getattr(body, name, None)
-        if not changes_nothing(value, allowed):
+        if not has_no_effect(value, allowed):
             raise InvalidInputError(words.format(value=shown(value)))
     for name, allowed in PLAIN_REFUSALS.items():
         value = getattr(body, name, None)
-        if not changes_nothing(value, allowed):
+        if not has_no_effect(value, allowed):
             raise InvalidInputError(f"{name} is {shown(value)}, which is not supported; leave it out")
 
 
-def changes_nothing(value: object, allowed: tuple[object, ...]) -> bool:
+def has_no_effect(value: object, allowed: tuple[object, ...]) -> bool:
     return value is None or any(value == each and type(value) is type(each) for each in allowed)
 
 
@@ -104,7 +104,7 @@ class SharedOptions(CompatBody):
         return choose_truncation(service.settings, has_boundary=has_boundary)
 
     def max_length(self, service: Service, choice: str) -> int | None:
-        """`truncate_prompt_tokens`, if it is a number of tokens. Raises InvalidInputError where no model can take so many."""
+        """`truncate_prompt_tokens`, if it is a number of tokens. Raises InvalidInputError if it exceeds the models' limit."""
         wanted = self.truncate_prompt_tokens
         if wanted is None or wanted == WHOLE_LENGTH:
             return None
@@ -151,13 +151,13 @@ class ChatRendering(CompatBody):
         )
 
     def check_chat_only(self) -> None:
-        """Raises InvalidInputError for options of messages beside a text or token ids."""
+        """Raises InvalidInputError for options of messages in a request without messages."""
         for name in ("add_generation_prompt", "continue_final_message", "chat_template_kwargs", "tools"):
             if getattr(self, name):
                 raise InvalidInputError(f"{name} is for messages, and the request has none; leave it out")
 
 
 def max_model_len(service: Service, choice: str) -> int:
-    """The tokens that every model of the choice can take."""
+    """The maximum length in tokens that every model of the choice accepts."""
     models = service.ready_engine().models
     return min(models[name].tokenization.max_length for name in models_of(choice))

@@ -1,7 +1,7 @@
-"""`/pooling`, `/v1/embeddings`, `/v1/classify`, and the half of `/classify` that has `input` or `messages`.
+"""`/pooling`, `/v1/embeddings`, `/v1/classify`, and `/classify` for bodies with `input` or `messages`.
 
-verl and others call them (`sglang` has the route `/classify` and dispatches). Scores are raw unless an activation is asked
-for: vLLM's own default is a silent sigmoid, which REWARD_COMPAT_ACTIVATION brings back.
+verl and others call them. (The route `/classify` is in `sglang`, which calls `classify` here.) Scores are raw unless the
+request asks for an activation. vLLM's own default is a sigmoid; REWARD_COMPAT_ACTIVATION restores it.
 """
 
 import time
@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, WithJsonSchema
 from starlette.responses import Response
 
-from app.api.compat.dialect import Selected, as_many, choose_model, rendered_chat, select
+from app.api.compat.dialect import Selected, as_list, choose_model, rendered_chat, select
 from app.api.compat.vllm.encoding import Encoding, Values
 from app.api.compat.vllm.options import ChatRendering, SharedOptions, check_refused, unsupported
 from app.api.inputs import TheService
@@ -30,7 +30,7 @@ REMOVED_TASKS = {
 
 
 def one_or_more(*items: dict[str, Any]) -> dict[str, Any]:
-    """A text or a list that is not empty, as `as_many` takes it."""
+    """The JSON schema of a text or a list that is not empty, as `as_list` accepts it."""
     return {"anyOf": [{"type": "string"}, *({"type": "array", "items": each, "minItems": 1} for each in items)]}
 
 
@@ -56,13 +56,14 @@ class ClassificationRequest(SharedOptions, ChatRendering):
 
     def engine_inputs(self, settings: Settings) -> list[Input]:
         if (self.input is None) == (self.messages is None):
-            raise InvalidInputError("send exactly one of input and messages (text and input_ids are SGLang's)")
+            given = "no input" if self.input is None else "both input and messages"
+            raise InvalidInputError(f"the request has {given}; send exactly one of input and messages")
         if self.messages is not None:
             turns = tuple(message.turn() for message in self.messages)
             return [Input(Messages(turns, self.chat_options()), 0, "messages")]
         self.check_chat_only()
         with_special_tokens = self.add_special_tokens is not False
-        return engine_inputs(as_many(self.input, "input"), "input", settings, add_special_tokens=with_special_tokens)
+        return engine_inputs(as_list(self.input, "input"), "input", settings, add_special_tokens=with_special_tokens)
 
 
 class PoolingRequest(ClassificationRequest, Encoding):
@@ -78,7 +79,7 @@ class PoolingRequest(ClassificationRequest, Encoding):
 
     @property
     def wants_tokens(self) -> bool:
-        """Raises InvalidInputError for a task that no reward model has."""
+        """Whether scores after every token are requested. Raises InvalidInputError for a task that reward models lack."""
         if self.task is None or self.task in TASKS:
             return self.task == "token_classify"
         if self.task == "plugin":
@@ -139,7 +140,7 @@ class PoolingReply(BaseModel):
 
 
 def engine_inputs(given: list[Any], name: str, settings: Settings, *, add_special_tokens: bool = True) -> list[Input]:
-    """Rendered chats or other texts; token ids stay as they are."""
+    """The engine's inputs: texts are taken as rendered chats, token ids as they are."""
     return [
         Input(
             rendered_chat(settings, one, add_special_tokens=add_special_tokens)
@@ -152,10 +153,10 @@ def engine_inputs(given: list[Any], name: str, settings: Settings, *, add_specia
     ]
 
 
-async def scored(
+async def score_inputs(
     body: SharedOptions, service: Service, inputs: list[Input], *, has_boundary: bool, token_scores: bool = False
 ) -> tuple[list[Selected], str]:
-    """The inputs' scores under the options that all requests share, and the model that gave them."""
+    """The inputs' scores with the request's shared options, and the model's name for the reply."""
     check_refused(body)
     choice = choose_model(service, body.model)
     max_length = body.max_length(service, choice)
@@ -192,7 +193,7 @@ async def answer(
     check_refused(body)
     inputs = body.engine_inputs(service.settings)
     has_boundary = body.messages is not None
-    results, model = await scored(body, service, inputs, has_boundary=has_boundary, token_scores=token_scores)
+    results, model = await score_inputs(body, service, inputs, has_boundary=has_boundary, token_scores=token_scores)
     return results, reply_fields(body, prefix, model, results)
 
 
@@ -217,7 +218,7 @@ async def pooling(body: PoolingRequest, service: TheService) -> PoolingReply | R
 
 async def embeddings(body: EmbeddingRequest, service: TheService) -> PoolingReply | Response:
     results, reply = await answer(body, service, "embd")
-    activation = body.activates(default=False)  # SGLang's embeddings of a reward model are raw
+    activation = body.activates(default=False)  # SGLang returns raw scores as embeddings
     outputs: list[Values] = [[result.value(activation=activation)] for result in results]
     if body.encoding_format in {"bytes", "bytes_only"}:
         return body.response(outputs, reply | {"usage": reply["usage"].model_dump()})
@@ -226,7 +227,7 @@ async def embeddings(body: EmbeddingRequest, service: TheService) -> PoolingRepl
 
 
 def values_of(result: Selected, *, activation: bool, wants_tokens: bool) -> Values:
-    """One number, or a list of one number per token."""
+    """A list with the score, or with a list of one score per token."""
     if not wants_tokens:
         return [result.value(activation=activation)]
     return [[value] for value in result.values(result.token_scores or [], activation=activation)]

@@ -1,7 +1,7 @@
-"""`/v1/score` and the rerank routes. A pair of a query and a document is a prompt and a response.
+"""`/v1/score` and the rerank routes. A pair of a query and a document is scored as prompt and response.
 
-vLLM, Jina and Cohere share the answer of `/v1/rerank`; TEI's `/rerank` has `texts` in place of `documents`. Scores are raw
-unless an activation is asked for. (`/score` is the native route, so vLLM's `/score` is served as `/v1/score` alone.)
+vLLM, Jina and Cohere share the answer of `/v1/rerank`; TEI's `/rerank` has `texts` instead of `documents`. Scores are raw
+unless the request asks for an activation. (`/score` is the native route, so vLLM's `/score` is served only as `/v1/score`.)
 """
 
 import uuid
@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field
 
 from app.api.compat import tei
-from app.api.compat.dialect import CompatBody, as_many
+from app.api.compat.dialect import CompatBody, as_list
 from app.api.compat.vllm.options import SharedOptions, check_refused, unsupported
-from app.api.compat.vllm.pooling import PoolingUsage, reply_fields, scored
+from app.api.compat.vllm.pooling import PoolingUsage, reply_fields, score_inputs
 from app.api.inputs import TheService
 from app.api.schemas import TEA, example
 from app.engine.inputs import ChatOptions, Input, Messages, PromptResponse
@@ -70,7 +70,7 @@ class PairScoreRequest(ScoringOptions):
                 f"the request has {', '.join(sorted(names)) or 'no texts'}; send exactly one of queries and documents, "
                 "queries and items, text_1 and text_2, data_1 and data_2"
             )
-        queries, documents = (as_many(getattr(self, name), name) for name in form)
+        queries, documents = (as_list(getattr(self, name), name) for name in form)
         if len(queries) not in {1, len(documents)}:
             raise InvalidInputError(
                 "Input lengths must be either 1:1, 1:N or N:N; "
@@ -136,7 +136,7 @@ class RerankReply(BaseModel):
 
 async def score(body: PairScoreRequest, service: TheService) -> ScoreReply:
     check_refused(body)
-    results, model = await scored(body, service, body.inputs(), has_boundary=True)
+    results, model = await score_inputs(body, service, body.inputs(), has_boundary=True)
     activation = body.activates(service.settings.compat_activation)
     data = [ScoreData(index=i, score=result.value(activation=activation)) for i, result in enumerate(results)]
     return ScoreReply(data=data, **reply_fields(body, "score", model, results))
@@ -146,7 +146,7 @@ async def rerank(body: RerankRequest, service: TheService) -> RerankReply:
     check_refused(body)
     texts = body.texts_of_documents()
     inputs = [body.pair(body.query, text, i, f"documents[{i}]") for i, text in enumerate(texts)]
-    results, model = await scored(body, service, inputs, has_boundary=True)
+    results, model = await score_inputs(body, service, inputs, has_boundary=True)
     activation = body.activates(service.settings.compat_activation)
     ranked = sorted(range(len(texts)), key=lambda i: results[i].score, reverse=True)
     num_tokens = sum(result.num_tokens for result in results)
@@ -174,7 +174,10 @@ class AnyRerankRequest(RerankRequest, tei.RankOptions):
 
 async def any_rerank(body: AnyRerankRequest, service: TheService) -> RerankReply | tei.Ranks:
     if (body.documents is None) == (body.texts is None):
-        raise InvalidInputError("send exactly one of documents (vLLM's) and texts (text-embeddings-inference's)")
+        given = "neither documents nor texts" if body.texts is None else "both documents and texts"
+        raise InvalidInputError(
+            f"the request has {given}; send exactly one of documents (vLLM's) and texts (text-embeddings-inference's)"
+        )
     if body.texts is None:
         return await rerank(body, service)
     return await tei.ranks(body, body.query, body.texts, service)

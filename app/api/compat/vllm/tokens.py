@@ -1,11 +1,11 @@
-"""`/tokenize`: the token ids that the scoring routes would score, as vLLM and SGLang answer them."""
+"""`/tokenize`: the token ids that the scoring routes would score, in the format of vLLM and SGLang."""
 
 import asyncio
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, WithJsonSchema
 
-from app.api.compat.dialect import as_many, choose_model, models_of
+from app.api.compat.dialect import as_list, choose_model, models_of
 from app.api.compat.vllm.options import ChatRendering, check_refused, max_model_len, unsupported
 from app.api.compat.vllm.pooling import TEXT, engine_inputs, one_or_more
 from app.api.inputs import TheService
@@ -16,7 +16,7 @@ from app.errors import InvalidInputError
 from app.settings import Settings
 
 MAX_TOKENS = 1_000_000
-"""Of one text; the models' own limits do not apply, since clients count tokens to learn whether they are met."""
+"""The limit for one text. The models' own limits do not apply, because clients count tokens to compare with them."""
 
 
 class TokenizeRequest(ChatRendering):
@@ -33,13 +33,14 @@ class TokenizeRequest(ChatRendering):
 
     def inputs(self, settings: Settings) -> list[Input]:
         if (self.prompt is None) == (self.messages is None):
-            raise InvalidInputError("send exactly one of prompt and messages")
+            given = "no input" if self.prompt is None else "both prompt and messages"
+            raise InvalidInputError(f"the request has {given}; send exactly one of prompt and messages")
         if self.messages is not None:
             turns = tuple(message.turn() for message in self.messages)
             options = self.chat_options(add_generation_prompt=True)  # vLLM's default on this route
             return [Input(Messages(turns, options), 0, "messages", MAX_TOKENS)]
         self.check_chat_only()
-        texts = as_many(self.prompt, "prompt")
+        texts = as_list(self.prompt, "prompt")
         with_special_tokens = self.add_special_tokens is not False
         inputs = engine_inputs(texts, "prompt", settings, add_special_tokens=with_special_tokens)
         return [Input(each.form, each.item, each.location, MAX_TOKENS) for each in inputs]
@@ -75,10 +76,10 @@ async def tokenize(body: TokenizeRequest, service: TheService) -> TokenizeReply:
 
 
 def common_ids(tokenizations: list[Tokenization], inputs: list[Input]) -> list[list[int]]:
-    """The ids of each input, which must be the same for all models."""
+    """The token ids of each input. Raises InvalidInputError if they differ between models."""
     first, *others = (ids_of(tokenization, inputs) for tokenization in tokenizations)
     if any(other != first for other in others):
-        raise InvalidInputError("the two models have different tokens for this; name one of them as model")
+        raise InvalidInputError("the two models tokenize this differently; name one of them as model")
     return first
 
 
