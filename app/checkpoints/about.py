@@ -1,4 +1,4 @@
-"""A recipe in words, for /info, the log and `reward-service inspect`."""
+"""Describes a recipe, for /info, the log and `reward-service inspect`."""
 
 from dataclasses import fields
 
@@ -7,7 +7,7 @@ from app.engine.head import Head, ScoreMap
 
 
 def about_of(declared: Declared, head: Head, what: str) -> dict[str, str]:
-    """The parts in words, each with where it came from."""
+    """A description of each part, with its source. `what` describes the head's tensors."""
     words = head_in_words(head, what)
     plain = {"head": "a plain classifier", "position": "as transformers' classifier", "map": "default"}
     if not what.startswith(("score ", "classifier")):

@@ -1,4 +1,4 @@
-"""Where an adapter's files and its base are. Needs no torch for a directory."""
+"""Finds an adapter's files and its base. Needs no torch for a directory."""
 
 from pathlib import Path
 
@@ -10,26 +10,29 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def holds_adapter(path: str, *, local_files_only: bool) -> bool:
-    """Whether a directory or a hub id holds an adapter, and no whole model beside it."""
-    there = [
+    """Whether a directory or a hub id holds an adapter and no complete model."""
+    exists = [
         find_file(path, name, local_files_only=local_files_only) is not None
         for name in (CONFIG, "model.safetensors", "model.safetensors.index.json")
     ]
-    return there == [True, False, False]
+    return exists == [True, False, False]
 
 
 def find_base(source: str, directory: Path, named: str, *, may_be_remote: bool) -> str:
-    """The base that the adapter's config names: a directory as it is, from the adapter or beside it, or a hub id."""
+    """The base that the adapter's config names: a directory, tried as it is, below the adapter's and beside it, or a hub id.
+
+    Raises ModelRefusedError if there is no such directory and `may_be_remote` is false.
+    """
     if named.startswith(HUB_PREFIX):
         return named
-    places = [Path(named), directory / named, directory.parent / Path(named).name] if named else []
-    for place in places:
-        if (place / "config.json").is_file():
-            return str(place)
+    directories = [Path(named), directory / named, directory.parent / Path(named).name] if named else []
+    for each in directories:
+        if (each / "config.json").is_file():
+            return str(each)
     if named and may_be_remote:
         return f"{HUB_PREFIX}{named}"
     raise ModelRefusedError(
         f"{source} is an adapter of {named or 'an unnamed base'}, which is no directory here; put the base at "
-        f"{directory.parent / (Path(named).name or 'base')}, or let base_model_name_or_path in {CONFIG} be its "
-        f"directory, or {HUB_PREFIX} and its hub id"
+        f"{directory.parent / (Path(named).name or 'base')}, or set base_model_name_or_path in {CONFIG} to its "
+        f"directory, or to {HUB_PREFIX} and its hub id"
     )

@@ -1,4 +1,4 @@
-"""Adapters that peft saved (LoRA and its kin): where their base is, and base and adapter as one set of weights."""
+"""Adapters saved by peft (LoRA and variants): finds their base, and merges base and adapter into one set of weights."""
 
 import warnings
 from collections.abc import Iterable
@@ -12,11 +12,11 @@ from transformers import PreTrainedModel
 
 from app.checkpoints.adapter_files import CONFIG, WEIGHTS, find_base, holds_adapter
 from app.checkpoints.files import find_file
-from app.checkpoints.weights import opened
+from app.checkpoints.weights import open_safetensors
 from app.errors import ModelRefusedError
 
 PEFT_PREFIX = "base_model.model."
-"""What peft writes before the names of the base."""
+"""peft's prefix of the base's tensor names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +32,8 @@ class Adapter:
         return self.directory / WEIGHTS
 
     def head_rows(self, head: str) -> int | None:
-        """How many outputs the head has that was trained and saved with the adapter; None where the base's is used."""
-        with opened(self.weights) as tensors:
+        """The number of outputs of the head saved with the adapter; None if the adapter uses the base's head."""
+        with open_safetensors(self.weights) as tensors:
             for name in tensors.keys():  # noqa: SIM118 - not a mapping
                 if name.endswith(f".{head}.weight") and ".lora_" not in name:
                     rows: int = tensors.get_slice(name).get_shape()[0]
@@ -42,9 +42,9 @@ class Adapter:
 
 
 def find_adapter(source: str, path: str, *, local_files_only: bool) -> Adapter | None:
-    """The adapter that `path`, a directory or a hub id, holds; None where it holds none, or a whole model beside it.
+    """The adapter in `path`, a directory or a hub id; None if it has none, or also a complete model.
 
-    Raises ModelRefusedError where its base cannot be told or is not there.
+    Raises ModelRefusedError if its base is unknown or missing.
     """
     config_file = find_file(path, CONFIG, local_files_only=local_files_only)
     if config_file is None or not holds_adapter(path, local_files_only=local_files_only):
@@ -58,7 +58,7 @@ def find_adapter(source: str, path: str, *, local_files_only: bool) -> Adapter |
 
 
 def base_of(source: str, directory: Path, *, may_be_remote: bool) -> str:
-    """The base that the adapter's config names: a directory as it is, from the adapter or beside it, or a hub id."""
+    """The base that the adapter's config names (see `find_base`). Raises ModelRefusedError if it cannot be merged."""
     from peft import PeftConfig
 
     config = PeftConfig.from_pretrained(str(directory))
@@ -70,10 +70,10 @@ def base_of(source: str, directory: Path, *, may_be_remote: bool) -> str:
 
 
 def merged_weights(net: PreTrainedModel, adapter: Adapter, *, is_shared: bool = False) -> dict[str, Tensor]:
-    """The weights of `net`, which is the base in float32 and is used up, with the adapter in them: W + scale * B A.
+    """The weights of `net`, the base in float32, with the adapter merged: W + scale * B A. `net` must not be used afterwards.
 
-    `is_shared`: nothing is written to the base's tensors. What the adapter changes gets memory of its own, and the
-    rest of the result is the base's own memory. Raises what peft raises, also where weights are missing from the adapter's file.
+    With `is_shared`, the base's tensors are never written to: weights that the adapter changes get memory of their own, the
+    others stay the base's tensors. Raises what peft raises, also if the adapter's file lacks weights.
     """
     from peft import PeftModel
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -81,39 +81,39 @@ def merged_weights(net: PreTrainedModel, adapter: Adapter, *, is_shared: bool = 
     originals = {name: weight.data for name, weight in net.named_parameters()} if is_shared else {}
     untie(net)
     if is_shared:
-        own_what_is_loaded(net, adapter)
+        copy_replaced_weights(net, adapter)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what the two libraries say to each other
+        warnings.simplefilter("ignore")  # peft's and transformers' warnings about each other
         warnings.filterwarnings("error", message=".*missing adapter keys.*")
         wrapped: Any = PeftModel.from_pretrained(net, str(adapter.directory))
         if is_shared:
             for layer in wrapped.modules():
                 if isinstance(layer, BaseTunerLayer):
-                    own_weights(layer.get_base_layer().parameters())
+                    copy_weights(layer.get_base_layer().parameters())
         merged: PreTrainedModel = wrapped.merge_and_unload(safe_merge=True)
-    return {name: original_or_own(tensor, originals.get(name)) for name, tensor in merged.state_dict().items()}
+    return {name: original_if_equal(tensor, originals.get(name)) for name, tensor in merged.state_dict().items()}
 
 
-def original_or_own(tensor: Tensor, original: Tensor | None) -> Tensor:
-    """The base's tensor where the adapter left it as it was, such as the bias of a layer whose weight it changed."""
+def original_if_equal(tensor: Tensor, original: Tensor | None) -> Tensor:
+    """The base's tensor if the adapter did not change it, such as the bias of a layer whose weight it changed."""
     return original if original is not None and torch.equal(tensor, original) else tensor
 
 
-def own_what_is_loaded(net: PreTrainedModel, adapter: Adapter) -> None:
-    """Gives memory of their own to the base's parameters that the adapter's file replaces, such as biases."""
+def copy_replaced_weights(net: PreTrainedModel, adapter: Adapter) -> None:
+    """Copies the base's parameters that the adapter's file replaces, such as biases, so that it overwrites the copies."""
     parameters = dict(net.named_parameters())
-    with opened(adapter.weights) as tensors:
+    with open_safetensors(adapter.weights) as tensors:
         names = [name.removeprefix(PEFT_PREFIX).replace(".base_layer.", ".") for name in tensors.keys()]  # noqa: SIM118 - not a mapping
-    own_weights(parameters[name] for name in names if name in parameters)
+    copy_weights(parameters[name] for name in names if name in parameters)
 
 
-def own_weights(weights: Iterable[Tensor]) -> None:
+def copy_weights(weights: Iterable[Tensor]) -> None:
     for weight in weights:
         weight.data = weight.data.clone()
 
 
 def untie(net: PreTrainedModel) -> None:
-    """Gives the output embedding weights of its own: an adapter on the input embedding leaves the logits' rows alone."""
+    """Gives the output embedding a copy of tied weights, so that an adapter on the input embedding does not change the logits."""
     model: Any = net
     output = model.get_output_embeddings()
     if output is not None and output.weight is model.get_input_embeddings().weight:

@@ -1,10 +1,10 @@
-"""The class that a config.json names, and the kind of model that its name stands for."""
+"""The class that a config.json names, and the kind of model that this name implies."""
 
 from collections.abc import Sequence
 
 
 def architecture_of(architectures: Sequence[str] | None) -> str:
-    """The first of a config's `architectures`; words for a message where it names none."""
+    """The first of a config's `architectures`, or a phrase for messages if there is none."""
     return str((architectures or ["of no named architecture"])[0])
 
 

@@ -1,4 +1,4 @@
-"""The commands about one checkpoint: `init`, `convert`, `inspect`. Imports torch when one of them runs."""
+"""The commands for one checkpoint: `init`, `convert`, `inspect`. Imports torch only when one of them runs."""
 
 import argparse
 import json
@@ -66,7 +66,7 @@ def run_init(options: argparse.Namespace) -> int:
     name = init_reward_model(options.from_lm, options.out, options.seed)
     sys.stdout.write(
         f"{options.out}: {name} with a random scalar head. It must be trained before it can be served: "
-        "the service refuses an untrained head.\n"
+        "the service rejects an untrained head.\n"
     )
     return 0
 
@@ -85,7 +85,7 @@ def run_convert(options: argparse.Namespace) -> int:
 
 
 def run_inspect(options: argparse.Namespace) -> int:
-    """Exit code 1 where the service would refuse the checkpoint."""
+    """Prints the report. Returns exit code 1 if the service would reject the checkpoint."""
     is_directory = options.directory and Path(options.directory).is_dir()
     if not options.directory.startswith(HUB_PREFIX) and not is_directory:
         raise StartError(

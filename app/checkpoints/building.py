@@ -1,4 +1,4 @@
-"""Modules with the weights of a checkpoint in them, on the device and in the types that they are served in."""
+"""Builds modules and reads a checkpoint's weights into them, on the device and in the dtypes that they are served in."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -34,18 +34,18 @@ def build(
     auto_class: Any = AutoModelForSequenceClassification,
     base: Base | None = None,
 ) -> PreTrainedModel:
-    """The model with the saved weights, read one by one into their place; the memory is asked for before.
+    """The model with the saved weights, read one by one into their place after checking that the memory suffices.
 
-    `new_head`: the weights need not have the head, which is then random. `base`: whose tensors other models share.
+    With `new_head`, the weights may lack the head, which is then random. `base`: the base whose tensors models share.
     """
     is_classifier = auto_class is AutoModelForSequenceClassification
-    with torch.device("meta"):  # for its shapes, and its class, which may be the checkpoint's own
+    with torch.device("meta"):  # for its shapes and its class
         empty = net_of(saved.config, trust_remote_code, auto_class)
     head = head_of(empty)[0] if is_classifier else None
     unexpected = check_tensors(source, empty, saved.weights, may_miss=f"{head}." if new_head else None)
     trunk = f"{empty.base_model_prefix}."
     check_explained(
-        source,  # beside a new head, the base may have another of its own
+        source,  # besides a new head, the base may have a head of its own
         {name for name in unexpected if not new_head or name.startswith(trunk)},
         saved.weights,
     )
@@ -56,7 +56,7 @@ def build(
 
 
 def load_trunk(source: str, parts: TrunkParts, placement: Placement, base: Base | None = None) -> PreTrainedModel:
-    """The trunk alone, with the weights that the layout found for it. `base`: whose tensors other models share."""
+    """The trunk with the weights that the layout found for it. `base`: the base whose tensors models share."""
     weights = parts.layout.trunk
     check_explained(source, check_tensors(source, parts.empty, weights), weights)
     net = read_into(source, parts.empty, weights, placement, None, base=base)
@@ -96,22 +96,22 @@ def read_into(
     *,
     base: Base | None = None,
 ) -> PreTrainedModel:
-    """A model like `empty`, which is on `meta`, with the weights, whose names and shapes are its own."""
+    """A model like `empty`, which is on `meta`, with the weights, whose names and shapes must match."""
     types = weight_types(empty, head, placement.dtype, int8=placement.int8)
-    there = base.find_placed(weights, placement, types) if base is not None else {}
+    placed = base.find_placed(weights, placement, types) if base is not None else {}
     read = {name for name, stored in weights.items() if is_read(stored)}
-    device_map = device_map_of(source, placement, empty, head, types, {*there, *read})
-    passing = FiniteWeights(placement.dtype)
+    device_map = device_map_of(source, placement, empty, head, types, {*placed, *read})
+    finite = FiniteWeights(placement.dtype)
     architecture: Any = type(empty)
     net: PreTrainedModel = architecture.from_pretrained(
         None,
         config=empty.config,
-        state_dict=passing.watch(weights) | there,
+        state_dict=finite.watch(weights) | placed,
         dtype=placement.dtype,
         device_map=device_map,
         quantization_config=int8_config(head) if placement.int8 else None,
     )
-    check_finite(source, passing.non_finite)
+    check_finite(source, finite.non_finite)
     return net
 
 
@@ -138,7 +138,7 @@ def head_of(net: PreTrainedModel) -> tuple[str, nn.Linear]:
 
 
 def keep_head_exact(net: PreTrainedModel, weights: dict[str, Any]) -> None:
-    """The head as float32 from the file itself: a detour over the trunk's dtype would round it."""
+    """Reads the head from the file as float32, because the trunk's dtype may have rounded it."""
     name, head = head_of(net)
     if head.weight.dtype == torch.float32:
         return

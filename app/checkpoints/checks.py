@@ -1,4 +1,7 @@
-"""Checks of a checkpoint, on names and shapes, without torch and transformers: each raises ModelRefusedError in one line, with what was found and the remedy."""
+"""Checks of a checkpoint's names and shapes. Each raises ModelRefusedError with a one-line message: the finding and the remedy.
+
+Imports neither torch nor transformers.
+"""
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -14,11 +17,11 @@ from app.errors import ModelRefusedError, UndeclaredHeadError, one_line
 OTHER_RULES = ("value_head_prefix", "mean", "std", "normalizer_type", "score_type")
 """Config fields of reward models whose score is not the plain output of a classifier's head."""
 UNUSED = re.compile(r"(^|\.)(lm_head|embed_out)\.|\.rotary_emb\.inv_freq$|\.(masked_bias|attn\.bias)$")
-"""Tensors that a classifier has no use for: a language model's head, and buffers that are computed."""
+"""Tensors that a classifier does not use: a language model's head, and computed buffers."""
 
 
 def check_architecture(source: str, architecture: str) -> None:
-    """Raises where this is no sequence classifier."""
+    """Raises if this is no sequence classifier."""
     if not is_classifier(architecture):
         if pickled := needs_conversion(Path(source)):
             raise ModelRefusedError(
@@ -33,7 +36,7 @@ def check_architecture(source: str, architecture: str) -> None:
 
 
 def check_other_rules(source: str, architecture: str, config: Mapping[str, Any]) -> None:
-    """Raises where the config has a rule of another kind of reward model."""
+    """Raises if the config has a field of another kind of reward model."""
     for name in OTHER_RULES:
         value = config.get(name)
         if value is not None:
@@ -44,7 +47,7 @@ def check_other_rules(source: str, architecture: str, config: Mapping[str, Any])
 
 
 def check_explained(source: str, unexpected: Iterable[str], weights: Mapping[str, Any]) -> None:
-    """Raises where the files hold tensors that the model has no place for: it would score without them."""
+    """Raises if the files hold tensors that the model does not have: it would score without them."""
     unexplained = sorted(name for name in unexpected if not UNUSED.search(name))
     if unexplained:
         raise ModelRefusedError(
@@ -60,11 +63,11 @@ def named(names: Sequence[str], weights: Mapping[str, Any]) -> str:
 
 
 def check_quantized(source: str, saved: Any) -> None:
-    """`saved`: the config's `quantization_config`."""
+    """Raises if the weights are quantized. `saved` is the config's `quantization_config`."""
     if saved is not None:
         method = saved.get("quant_method") if isinstance(saved, dict) else saved.quant_method
         raise ModelRefusedError(
-            f"{source} was saved quantized ({method}), which is not read; give the original, with dtype int8 if memory is short"
+            f"{source} was saved quantized ({method}), which is not supported; use the original, with dtype int8 if memory is short"
         )
 
 
@@ -108,7 +111,7 @@ def check_finite(source: str, non_finite: list[str]) -> None:
 
 @contextmanager
 def refusing(source: str) -> Iterator[None]:
-    """Turns what transformers raises about a checkpoint into one readable line."""
+    """Turns whatever is raised about a checkpoint into a ModelRefusedError with a one-line message."""
     try:
         yield
     except ModelRefusedError:
@@ -120,9 +123,9 @@ def refusing(source: str) -> Iterator[None]:
         elif isinstance(error, BrokenFileError):
             hint = "copy the file again"
         elif "trust_remote_code" in str(error):
-            hint = "it brings code of its own: read it, then set REWARD_TRUST_REMOTE_CODE=true"
+            hint = "it contains code: review it, then set REWARD_TRUST_REMOTE_CODE=true"
         elif pickled := needs_conversion(Path(source)):
             hint = f"{pickled[0]} is a pickle, which is not opened: run `reward-service convert {source}`"
         elif any(Path(source).glob("consolidated*.pth")):
-            hint = "only safetensors are read: save it with save_pretrained, which writes them"
+            hint = "only safetensors are supported: save it with save_pretrained, which writes them"
         raise ModelRefusedError(f"{source} cannot be loaded ({one_line(error)}); {hint}") from error

@@ -1,7 +1,7 @@
-"""`.bin` weights to safetensors, for `reward-service convert`. The server never imports this: it opens no pickle.
+"""Converts `.bin` weights to safetensors, for `reward-service convert`. The server never imports this: it opens no pickle.
 
-A `.bin` file is a pickle, which can hold code. It is read with torch's `weights_only`, which rebuilds tensors and plain
-containers and raises for everything else, so none of it runs.
+A `.bin` file is a pickle, which can contain code. It is read with torch's `weights_only`, which restores only tensors and
+plain containers and raises for everything else, so no such code runs.
 """
 
 import json
@@ -24,7 +24,7 @@ from app.errors import StartError, one_line
 from app.files.output import new_directory, share
 
 FORMAT = {"format": "pt"}
-"""Metadata that transformers asks for in a safetensors file."""
+"""Metadata that transformers requires in a safetensors file."""
 NOT_COPIED = {".bin", ".pt", ".pth", ".pkl", ".ckpt", ".h5", ".msgpack", ".ot", ".gguf", ".onnx"}
 """Suffixes of files that hold weights in other formats, or a trainer's state."""
 OUTPUT_EMBEDDINGS = ("lm_head.", "embed_out.", "output.", "decoder.")
@@ -38,15 +38,15 @@ class Converted:
     files: list[str] = field(default_factory=list)
     num_tensors: int = 0
     copies: dict[str, str] = field(default_factory=dict)
-    """By name, tensors that were left out because they share the memory of another, and that one."""
+    """Tensors that were left out because they share memory with another, by name, and that other one."""
 
 
 def convert(source: Path, out: Path | None = None) -> Converted:
     """Writes the `.bin` weights in `source` as safetensors: beside them, or with the rest of the checkpoint into the new
-    directory `out`. Names and types stay; of tensors that share their memory one is kept.
+    directory `out`. Names and dtypes stay; of tensors that share memory, one is kept.
 
-    Nothing appears before all of it is written, and nothing is overwritten. Raises StartError where there is nothing to
-    convert, a target exists already, or a file holds anything but tensors.
+    Files appear only when all are written, and nothing is overwritten. Raises StartError if there is nothing to convert, a
+    target exists already, or a file contains anything but tensors.
     """
     if not source.is_dir():
         raise StartError(f"{source} is not a directory; give a directory with .bin weights")
@@ -56,9 +56,9 @@ def convert(source: Path, out: Path | None = None) -> Converted:
             f"{source} has no weights to convert: none of {', '.join(COUNTERPARTS)}, with or without an index"
         )
     for name in names:
-        for there in (COUNTERPARTS[name], f"{COUNTERPARTS[name]}.index.json"):
-            if (source / there).exists():
-                raise StartError(f"{source} has {there} beside {name}; remove the one that is not wanted")
+        for existing in (COUNTERPARTS[name], f"{COUNTERPARTS[name]}.index.json"):
+            if (source / existing).exists():
+                raise StartError(f"{source} has {existing} beside {name}; remove the one that is not wanted")
     with directory_for(source, out) as directory:
         converted = Converted(out or source)
         for name in names:
@@ -68,7 +68,7 @@ def convert(source: Path, out: Path | None = None) -> Converted:
 
 @contextmanager
 def directory_for(source: Path, out: Path | None) -> Iterator[Path]:
-    """Where the files are written before they take their place."""
+    """A temporary directory for the files, which are moved into place at the end of the context."""
     if out is not None:
         with new_directory(out) as directory:
             copy_rest(source, directory)
@@ -80,9 +80,8 @@ def directory_for(source: Path, out: Path | None) -> Iterator[Path]:
     try:
         yield partial
         share(partial)
-        files = sorted(
-            partial.iterdir(), key=lambda file: file.suffix == ".json"
-        )  # an index names files that are there
+        # The index last, so that the files that it names exist.
+        files = sorted(partial.iterdir(), key=lambda file: file.suffix == ".json")
         for file in files:
             if (source / file.name).exists():
                 raise StartError(f"{source} has {file.name} already; remove it, or give a new directory to write to")
@@ -93,7 +92,7 @@ def directory_for(source: Path, out: Path | None) -> Iterator[Path]:
 
 
 def copy_rest(source: Path, directory: Path) -> None:
-    """Everything of the checkpoint but weights in other formats: config, tokenizer, templates, declarations."""
+    """Copies everything but weights: config, tokenizer, templates, declarations."""
     for file in source.iterdir():
         if file.is_file() and file.suffix not in NOT_COPIED and not file.name.endswith(".bin.index.json"):
             shutil.copyfile(file, directory / file.name)
@@ -110,7 +109,7 @@ def convert_file(source: Path, name: str, directory: Path, converted: Converted)
     target = COUNTERPARTS[name]
     index = index_of(source, name)
     if index is None:
-        tensors, copies = unshared(read_tensors(source / name))
+        tensors, copies = deduplicated(read_tensors(source / name))
         write(tensors, copies, directory / target, converted)
         return
     files: dict[str, str] = {}
@@ -126,7 +125,7 @@ def convert_file(source: Path, name: str, directory: Path, converted: Converted)
             raise StartError(
                 f"{source / shard} has {min(twice)}, which an earlier file has too; get an intact checkpoint"
             )
-        tensors, copies = unshared(tensors)
+        tensors, copies = deduplicated(tensors)
         shard_target = shard.replace(name.removesuffix(".bin"), target.removesuffix(".safetensors"))
         shard_target = shard_target.removesuffix(".bin") + ".safetensors"
         write(tensors, copies, directory / shard_target, converted)
@@ -137,21 +136,23 @@ def convert_file(source: Path, name: str, directory: Path, converted: Converted)
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of a `.bin` file by name, mapped rather than read where the format allows it."""
+    """The tensors of a `.bin` file by name, memory-mapped if the format allows it."""
     if not file.is_file():
-        raise StartError(f"{file} is missing, which the index names; get the whole checkpoint")
+        raise StartError(f"{file} is missing, but the index names it; get the whole checkpoint")
     try:
         content: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except UnpicklingError as error:
         what = one_line(error).partition("WeightsUnpickler error: ")[2] or one_line(error)
         raise StartError(
-            f"{file} holds more than tensors, and is not opened ({what[:160].partition(', but')[0]}); "
+            f"{file} contains more than tensors and is not opened ({what[:160].partition(', but')[0]}); "
             "get a checkpoint in safetensors from its authors"
         ) from error
     except Exception as error:
         raise StartError(f"{file} cannot be read ({one_line(error)}); get an intact file") from error
     if not isinstance(content, Mapping):
-        raise StartError(f"{file} holds a {type(content).__name__}, not tensors by name; save the model's state_dict")
+        raise StartError(
+            f"{file} contains a {type(content).__name__}, not tensors by name; save the model's state_dict"
+        )
     for name, tensor in content.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
             what = "a sparse tensor" if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}"
@@ -161,11 +162,11 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     return dict(content)
 
 
-def unshared(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+def deduplicated(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Each tensor once, contiguous and with memory of its own; and the names that were left out, each with the one kept.
 
-    Kept is the name of a trunk's weight before that of an output embedding tied to it, then the one with the fewest parts:
-    `transformer.norm.weight` before `model.model.norm.weight`.
+    A trunk's name is preferred to that of an output embedding tied to it, then the name with the fewest parts:
+    `transformer.norm.weight` to `model.model.norm.weight`.
     """
     same: dict[object, list[str]] = defaultdict(list)
     for name, tensor in tensors.items():

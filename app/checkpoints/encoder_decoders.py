@@ -1,4 +1,4 @@
-"""Where the classifier of an encoder-decoder reads its score. Asks the loaded model, not a list of names."""
+"""Finds the position at which an encoder-decoder's classifier reads its score, by running the model."""
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -12,8 +12,8 @@ NUM_PROBE_TOKENS = 8
 def position_of_class(net: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Position:
     """The position that the model's own forward reads.
 
-    Most of these classes (T5, BART, mBART, MVP and their like) read the decoder's state at the last end-of-sequence token,
-    and raise for a text without one. Others (T5Gemma) read the last token.
+    Most of these classes (such as T5, BART, mBART and MVP) read the decoder's state at the last end-of-sequence token, and
+    raise for a text without one. Others (T5Gemma) read the last token.
     """
     eos: int | None = net.config.eos_token_id
     if not net.config.is_encoder_decoder or not isinstance(eos, int):
@@ -26,11 +26,11 @@ def position_of_class(net: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
 
 
 def fails_on(net: PreTrainedModel, token_ids: list[int]) -> str | None:
-    """What the forward of these tokens raises, in one line; None where it raises nothing."""
+    """The error of a forward pass of these tokens, on one line; None if it succeeds."""
     input_ids = torch.tensor([token_ids], device=net.device)
     try:
         with torch.inference_mode():
             net(input_ids=input_ids, attention_mask=torch.ones_like(input_ids))
-    except Exception as error:  # noqa: BLE001 - each class has its own
+    except Exception as error:  # noqa: BLE001 - each class raises its own
         return one_line(error)
     return None

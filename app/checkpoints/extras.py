@@ -1,4 +1,4 @@
-"""Packages that only some checkpoints need: what is not installed is asked for in one line."""
+"""Packages that only some checkpoints need, with a one-line error if one is not installed."""
 
 from importlib.util import find_spec
 
@@ -10,6 +10,6 @@ def is_installed(package: str) -> bool:
 
 
 def require_package(package: str, purpose: str) -> None:
-    """Raises ModelRefusedError where the package, one of the extra `large`, is not installed."""
+    """Raises ModelRefusedError if the package, one of the extra `large`, is not installed."""
     if not is_installed(package):
         raise ModelRefusedError(f"{purpose} needs {package}, which is not installed; run {install_command('large')}")

@@ -1,7 +1,7 @@
-"""The families of reward models that are recognised by themselves, each a row of a table: how it is told, and what it declares.
+"""The families of reward models that load without a declaration: a table of how each is recognized and what it declares.
 
-A row is chosen by the architecture in config.json, by config keys that only this family writes, or by where its head is;
-and by a head of the right shape. The sources are the authors' own forwards, named in docs/models.md.
+A family is recognized by the architecture in config.json, by config keys that only this family writes, or by the names of its
+tensors, and by a head of the right shape. The sources are the authors' own forward passes; docs/models.md names them.
 """
 
 import math
@@ -20,22 +20,22 @@ Declares = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a checkpoint's files say before anything is read from them."""
+    """What is known of a checkpoint from its config and its tensors' names and shapes."""
 
     source: str
-    config: Mapping[str, Any]  # config.json as it is
+    config: Mapping[str, Any]  # the content of config.json
     shapes: Mapping[str, tuple[int, ...]]  # of all tensors outside the trunk and the next-token head
-    prefix: str  # before the trunk's names
+    prefix: str  # of the trunk's names in the files
     hidden_size: int
-    own_prefix: str  # before the trunk's names in transformers' own classes
-    num_values: Mapping[str, float] = field(default_factory=dict)  # tensors with one element, read
+    own_prefix: str  # of the trunk's names in transformers' own classes
+    num_values: Mapping[str, float] = field(default_factory=dict)  # the values of tensors with one element
 
     @property
     def architecture(self) -> str:
         return architecture_of(self.config.get("architectures"))
 
     def number(self, key: str, tensor: str, default: float) -> float:
-        """A number that a tensor holds, else a key of the config, which may be a list of one."""
+        """The value of a tensor with one element, else of a config key, which may be a list of one number."""
         value = self.num_values.get(tensor, self.config.get(key))
         value = value[0] if isinstance(value, list) else value
         return default if value is None else float(value)
@@ -49,17 +49,17 @@ class Family:
     architectures: tuple[str, ...] = ()
     config_keys: tuple[str, ...] = ()
     when: Callable[[Found], str | None] = lambda _: None
-    """Other evidence, in words."""
+    """Describes other evidence for the family; returns None if there is none."""
     activation: ActivationName = "relu"
     has_bias: Callable[[Found], bool] = lambda _: False
-    """Whether every layer of the head has a bias; files that lack one are not whole."""
+    """Whether every layer of the head must have a bias."""
     replaces_template: bool = False
-    """Whether the family's template goes before the tokenizer's own, which its authors do not use."""
+    """Whether the family's template replaces the tokenizer's own, which its authors do not use."""
     explains: tuple[str, ...] = ()
-    """Tensors besides the head that the rule uses or that its authors' forward ignores."""
+    """Tensors besides the head that the rule uses or the authors' forward pass ignores."""
 
     def evidence(self, found: Found) -> str | None:
-        """Why a checkpoint is of this family; None where it is not."""
+        """Why a checkpoint belongs to this family; None if it does not."""
         if any(fnmatchcase(found.architecture, pattern) for pattern in self.architectures):
             return f"architecture {found.architecture}"
         if key := next((key for key in self.config_keys if found.config.get(key) is not None), None):
@@ -76,7 +76,7 @@ class Family:
 
 LAST: Declares = {"position": "last"}
 BEFORE_PADDING: Declares = {"position": {"before_first": "config:pad_token_id"}}
-"""The token before the first pad, the last where there is none: what transformers' classifiers did before version 4.49."""
+"""The token before the first pad token, or the last one if there is none: transformers' classifiers before version 4.49."""
 STEPS: Declares = {"log_odds": [[1], [0]]}
 
 
@@ -85,7 +85,7 @@ def always(_: Found) -> bool:
 
 
 def beaver(found: Found) -> Declares:
-    """(x - mean) / (std + 1e-8) for a reward, x / (std + 1e-8) for a cost, whose sign is turned: higher is safer."""
+    """(x - mean) / (std + 1e-8) for a reward; -x / (std + 1e-8) for a cost, so that higher is safer."""
     kind = found.config.get("score_type", "reward")
     if kind not in {"reward", "cost"}:
         raise ModelRefusedError(
@@ -100,14 +100,14 @@ def beaver(found: Found) -> Declares:
 
 
 def pythia(found: Found) -> Declares:
-    if found.config.get("pooling") == "mean":  # the head is linear: the mean of its outputs is its output at the mean
+    if found.config.get("pooling") == "mean":  # for a linear head, the mean of outputs equals the output of the mean
         return {"position": {"kind": "all", "reduce": "mean"}}
     return LAST
 
 
 def starling(found: Found) -> Declares:
-    """The 34B reads before the first token 0. The 7B's code takes BOS for the pad token, which is the first of every text, and so
-    reads the last token; its config.json is that of the language model it was made from."""
+    """The 34B reads before the first token 0. The 7B's code takes BOS for the pad token, which starts every text, so it reads
+    the last token; its config.json is that of its language model."""
     if found.architecture in {"GPTRewardModel", "LlamaForCausalLM"}:
         return LAST
     return {"position": {"before_first": 0}}
@@ -160,7 +160,7 @@ FAMILIES = (
         },
         architectures=("*ForPrmModel",),
         replaces_template=True,
-        has_bias=lambda found: "v_head.weight" not in found.shapes,  # TRL's head has one, a bare Linear need not
+        has_bias=lambda found: "v_head.weight" not in found.shapes,  # TRL's head has a bias, a plain Linear may lack it
     ),
     Family(
         "Safe RLHF (beaver)",
@@ -233,9 +233,9 @@ NOT_SERVED: dict[str, tuple[str, ...]] = {
 
 
 def find_family(source: str, found: Found) -> tuple[Family, str, str] | None:
-    """The family, its head's name and the evidence for it; None for what may be a plain classifier.
+    """The family, the name of its head and the evidence; None if it may be a plain classifier.
 
-    Raises ModelRefusedError where a family is known not to be served, or its head is not as its authors save it.
+    Raises ModelRefusedError for an unsupported family, or if the head is not as its authors save it.
     """
     for what, patterns in NOT_SERVED.items():
         if any(fnmatchcase(name, pattern) for name in found.shapes for pattern in patterns):
@@ -259,12 +259,12 @@ def find_family(source: str, found: Found) -> tuple[Family, str, str] | None:
 
 
 def check_biases(family: Family, head: str, found: Found) -> None:
-    """Raises where the head lost a bias that its authors' class has."""
+    """Raises if the head lacks a bias that its authors' class has."""
     lacking = [f"{name}.bias" for name in layers_named(found.shapes, head) if f"{name}.bias" not in found.shapes]
     if lacking and family.has_bias(found):
         raise ModelRefusedError(
             f"{found.source} lacks {' and '.join(lacking)}, which the head of {family.name} has; save the whole reward model, or "
-            "declare the head in reward.json if it is meant to have none"
+            "declare the head in reward.json if it should have none"
         )
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint's files by name, and what safetensors files say of their tensors. Needs no torch for a directory."""
+"""Finds a checkpoint's files, and reads the headers of safetensors files. Needs no torch for a directory."""
 
 import json
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ METADATA = "__metadata__"
 PREFIX_BYTES = 8
 """The length of the header, which follows."""
 MAX_HEADER_BYTES = 100_000_000
-"""What the format allows."""
+"""The format's own limit."""
 UNTRAINED_MARK = {"reward_head": "untrained"}
-"""Metadata that `reward-service init` leaves in the file of a head; any training that saves its model drops it."""
+"""Metadata that `reward-service init` writes into the file with the head; saving the model after training drops it."""
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 """How the text begins that Git keeps in the place of a large file."""
@@ -22,7 +22,7 @@ MAX_POINTER_BYTES = 1024
 
 WEIGHT_NAMES = ("model.safetensors", "pytorch_model.safetensors")
 HEAD_NAME = "value_head.safetensors"
-"""LLaMA-Factory's, beside the weights of the language model or of the adapter."""
+"""LLaMA-Factory's file for the head, beside the weights of the language model or the adapter."""
 
 
 class BrokenFileError(ValueError):
@@ -59,10 +59,10 @@ def find_file(path: str, name: str, *, local_files_only: bool) -> Path | None:
 
 
 def weight_files(path: str, *, local_files_only: bool) -> list[Path]:
-    """The safetensors files that hold the weights, one or those that the index names, and a value head's own file.
+    """The safetensors files with the weights (one, or those that the index names), and the file of a value head.
 
-    Raises FileNotFoundError where there are none, or one that the index names is missing, and BrokenFileError for an index
-    that names none.
+    Raises FileNotFoundError if there are none, or one that the index names is missing, and BrokenFileError for an index that
+    names none.
     """
     for name in WEIGHT_NAMES:
         index = find_file(path, f"{name}.index.json", local_files_only=local_files_only)
@@ -91,7 +91,7 @@ def head_files(path: str, *, local_files_only: bool) -> list[Path]:
 
 
 def read_header(file: Path) -> dict[str, Any]:
-    """What a safetensors file says of itself. Raises BrokenFileError for another file, and for one that is not whole."""
+    """The header of a safetensors file: names, dtypes and shapes. Raises BrokenFileError for another or an incomplete file."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         num_bytes = int.from_bytes(stream.read(PREFIX_BYTES), "little")
@@ -111,13 +111,13 @@ def read_header(file: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What is known of a tensor from the header of its file."""
+    """A tensor of which only the shape is known, from the header of its file."""
 
     shape: tuple[int, ...]
 
 
 def shapes_of(files: list[Path]) -> dict[str, Shape]:
-    """Every tensor of the files by name. Raises BrokenFileError."""
+    """The shape of every tensor in the files, by name. Raises BrokenFileError."""
     shapes = {}
     for file in files:
         for name, entry in read_header(file).items():
@@ -127,12 +127,12 @@ def shapes_of(files: list[Path]) -> dict[str, Shape]:
 
 
 def shape_of(stored: Any) -> tuple[int, ...]:
-    """Of a tensor, or of one that is not read yet."""
+    """The shape of a tensor, read or not."""
     return tuple(stored.get_shape() if hasattr(stored, "get_shape") else stored.shape)
 
 
 def is_marked_untrained(files: list[Path]) -> bool:
-    """Whether a safetensors file among `files` has the mark; a GGUF file cannot."""
+    """Whether one of the safetensors files has UNTRAINED_MARK."""
     return any(
         UNTRAINED_MARK.items() <= read_header(file).get(METADATA, {}).items()
         for file in files

@@ -1,6 +1,6 @@
-"""Checkpoints whose weights are one GGUF file, llama.cpp's format, beside config.json and a tokenizer.
+"""Checkpoints whose weights are one GGUF file (llama.cpp's format), beside config.json and a tokenizer.
 
-Weights are unpacked to float32 as transformers does it. Knows nothing of heads and placement.
+Weights are dequantized to float32, as transformers does. Knows neither heads nor placement.
 """
 
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedConfig
 from app.errors import ModelRefusedError
 
 ROPE_FACTORS = "rope_freqs.weight"
-"""Computed from the config in transformers."""
+"""A tensor that transformers computes from the config instead."""
 
 
 def find_gguf(directory: str) -> Path | None:
-    """The GGUF file of a directory without safetensors; None where there is none, or for a hub id.
+    """The GGUF file of a directory without safetensors; None if there is none, or for a hub id.
 
-    Raises ModelRefusedError where there are several.
+    Raises ModelRefusedError if there are several.
     """
     files = sorted(Path(directory).glob("*.gguf"))
     if not files or any(Path(directory).glob("*.safetensors")):
@@ -36,17 +36,17 @@ def find_gguf(directory: str) -> Path | None:
 
 
 def gguf_options(file: Path) -> dict[str, Any]:
-    """Arguments with which `from_pretrained` of the file's directory reads its weights unpacked."""
+    """Arguments for `from_pretrained` of the file's directory, which dequantize its weights."""
     return {"gguf_file": file.name, "quantization_config": GgufConfig(dequantize=True)}
 
 
 @dataclass(frozen=True, slots=True)
 class PackedTensor:
-    """A tensor of the file, unpacked to float32 when it is asked for."""
+    """A tensor of the file, dequantized to float32 at access."""
 
     packed: gguf.ReaderTensor
     num_heads: int | None = None
-    """Of queries or keys, whose rows go into transformers' order."""
+    """Set for queries and keys, whose rows are reordered as in transformers."""
 
     def get_shape(self) -> list[int]:
         return [int(size) for size in reversed(self.packed.shape)]
@@ -61,10 +61,10 @@ class PackedTensor:
 
 
 def gguf_weights(file: Path, config: PreTrainedConfig) -> dict[str, Any]:
-    """Every tensor of the language model by transformers' names. A Llama's are unpacked when each is asked for, others' at once,
-    which takes 4 bytes per parameter of CPU memory."""
+    """Every tensor of the language model by transformers' names. Each of a Llama's is dequantized at access, those of other
+    models at once, which takes 4 bytes per parameter of CPU memory."""
     if config.model_type == "llama":
-        return packed_llama(file, config)
+        return llama_weights(file, config)
     net = AutoModelForCausalLM.from_pretrained(
         file.parent, config=config, dtype="float32", local_files_only=True, **gguf_options(file)
     )
@@ -72,9 +72,9 @@ def gguf_weights(file: Path, config: PreTrainedConfig) -> dict[str, Any]:
     return weights
 
 
-def packed_llama(file: Path, config: Any) -> dict[str, PackedTensor]:
-    """What transformers reads from a Llama's file, to the bit, in a third of the time: it builds its table of names once
-    per module. A tensor that has no place in the model keeps the name that it has in the file.
+def llama_weights(file: Path, config: Any) -> dict[str, PackedTensor]:
+    """The same bits as transformers reads from a Llama's file, in a third of the time: transformers builds its table of
+    names once per module. A tensor that the model does not have keeps its name in the file.
     """
     with torch.device("meta"):
         net = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]  # transformers has no types here
@@ -92,7 +92,7 @@ def packed_llama(file: Path, config: Any) -> dict[str, PackedTensor]:
 
 
 def unrotated(weight: NDArray[np.float32], num_heads: int) -> NDArray[np.float32]:
-    """Rows in transformers' order: llama.cpp has the two halves of each head's rotation side by side."""
+    """Reorders the rows as in transformers: llama.cpp interleaves the two halves of each head's rotation."""
     half = weight.shape[0] // num_heads // 2
     rows = weight.reshape(num_heads, half, 2, *weight.shape[1:]).swapaxes(1, 2)
     return np.ascontiguousarray(rows).reshape(weight.shape)

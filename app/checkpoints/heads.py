@@ -1,4 +1,4 @@
-"""Which tensors of a checkpoint are its head: found or declared, checked by names and shapes alone, without torch."""
+"""Determines which tensors of a checkpoint are its head, detected or declared, from names and shapes. Imports no torch."""
 
 import json
 import re
@@ -20,7 +20,7 @@ from app.checkpoints.layout import (
 from app.errors import ModelRefusedError, UndeclaredHeadError
 
 OTHER_HEADS = re.compile(r"(v_head|value_head|regression_head|score_head|reward_head|score\.\d+)\.")
-"""Heads that no classifier of transformers has: its name in config.json is then not the truth."""
+"""Heads that no classifier of transformers has, so that a classifier's name in config.json is wrong."""
 
 
 def declared_parts(
@@ -48,12 +48,12 @@ def declared_parts(
 
 
 def check_head_is_known(source: str, raw_config: Mapping[str, Any], layout: Layout, size: int) -> None:
-    """Raises where this is no classifier of transformers, and there are tensors beside the trunk."""
+    """Raises if there are tensors besides the trunk and this is no classifier of transformers."""
     architecture = architecture_of(raw_config.get("architectures"))
     is_renamed = "score.weight" not in layout.head_shapes and any(map(OTHER_HEADS.match, layout.head_shapes))
     if layout.head_shapes and (not is_classifier(architecture) or is_renamed):
         raise UndeclaredHeadError(
-            f"{source} is {architecture} and has {in_words(layout.head_shapes)}: a head of no family that is known here; "
+            f"{source} is {architecture} and has {in_words(layout.head_shapes)}, the head of no known family; "
             f"{remedy(layout.head_shapes, size)}"
         )
 
@@ -66,7 +66,7 @@ def add_family(
     layout: Layout,
     num_values: Mapping[str, float],
 ) -> set[str]:
-    """Adds what the checkpoint's family declares; returns the tensors that its rule explains beside the head."""
+    """Adds the declarations of the checkpoint's family. Returns the tensors besides the head that its rule explains."""
     found = Found(
         source=source,
         config=raw_config,
@@ -87,7 +87,7 @@ def add_family(
 
 
 def head_layers(source: str, declared: Declared, shapes: Mapping[str, tuple[int, ...]], size: int) -> list[str]:
-    """The names of the declared head's layers. Raises ModelRefusedError where the files do not have them so."""
+    """The names of the declared head's layers. Raises ModelRefusedError if the files lack them or their shapes differ."""
     part = declared.head
     assert part is not None
     names = [part.tensors] if isinstance(part.tensors, str) else list(part.tensors or ())
@@ -106,7 +106,7 @@ def head_layers(source: str, declared: Declared, shapes: Mapping[str, tuple[int,
 
 
 def check_chosen(source: str, declared: Declared, num_outputs: int) -> None:
-    """Raises where a head has several outputs and nothing says which is the score."""
+    """Raises if a head has several outputs and none is declared as the score."""
     if num_outputs > 1 and not declared.map.chooses:
         raise ModelRefusedError(
             f"{source}: the head has {num_outputs} outputs, and nothing says which is the score; declare "
@@ -115,13 +115,14 @@ def check_chosen(source: str, declared: Declared, num_outputs: int) -> None:
 
 
 def check_all_explained(source: str, shapes: Mapping[str, tuple[int, ...]], explained: set[str], size: int) -> None:
+    """Raises if some tensors are used by no part of the model."""
     left = {name: shape for name, shape in shapes.items() if name not in explained}
     if left:
         raise ModelRefusedError(f"{source} has {in_words(left)}, which no part of the model uses; {remedy(left, size)}")
 
 
 def remedy(shapes: Mapping[str, tuple[int, ...]], size: int) -> str:
-    """The line that would declare what looks like a head over states of `size`."""
+    """What to do about unexplained tensors: the declaration if they look like a head over states of `size`."""
     declared = suggested_declaration(shapes, size)
     if declared is None:
         return "save the model that was trained, or remove them"

@@ -1,6 +1,6 @@
-"""`reward-service inspect`: how a checkpoint would be served, part by part, each with where it came from; or why it would not.
+"""`reward-service inspect`: how the service would score a checkpoint, each part with its source; or why it would reject it.
 
-Loads the model as the service does and scores two texts. A checkpoint that is refused is described from its files' headers.
+Loads the model as the service does and scores two texts. A rejected checkpoint is described from its files' headers.
 """
 
 import json
@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from app.checkpoints.contents import Contents, read_contents
 from app.checkpoints.loading import load_checkpoint
 from app.checkpoints.memory import available_bytes
 from app.checkpoints.saved import read_saved
-from app.checkpoints.seen import Seen, look_at
 from app.checkpoints.transformers_checks import quiet_transformers
 from app.engine.batch import Batch
 from app.engine.inputs import Input, PromptResponse
@@ -30,12 +30,12 @@ MAX_SHOWN_TOKENS = 5  # at either end of a text
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Lines of a label and a text. `refusal` is why the checkpoint would be refused, if it would."""
+    """Lines of a label and a text. `refusal` is the reason if the service would reject the checkpoint."""
 
     lines: list[tuple[str, str]] = field(default_factory=list)
     refusal: str | None = None
     declaration: dict[str, object] | None = None
-    """A reward.json that may let a refused checkpoint be served."""
+    """A reward.json with which the service may accept a rejected checkpoint."""
 
 
 def inspect(
@@ -47,11 +47,11 @@ def inspect(
     declared: str | None = None,
     text: str | None = None,
 ) -> Report:
-    """What the service would make of the checkpoint, under the same options as `load_checkpoint`."""
+    """Reports how the service would score the checkpoint. The options are those of `load_checkpoint`."""
     lines: list[tuple[str, str]] = []
-    seen = look(source, trust_remote_code)
-    if seen is not None:
-        lines += [("trunk", trunk_in_words(seen))]
+    contents = find_contents(source, trust_remote_code)
+    if contents is not None:
+        lines += [("trunk", trunk_in_words(contents))]
     try:
         checkpoint = load_checkpoint(
             source, device=device, dtype=dtype, trust_remote_code=trust_remote_code, declared=declared, text=text
@@ -59,11 +59,12 @@ def inspect(
         model = RewardModel("inspected", checkpoint, max_batch_tokens=BATCH_TOKENS)
         select_plan(model)
     except ModelRefusedError as error:
-        if seen is not None:
-            lines += [("beside it", seen.beside or "nothing but a language model's own output embedding")]
-        may_be_declared = seen is not None and isinstance(error, UndeclaredHeadError)
-        return Report(lines, str(error), seen.declaration() if seen is not None and may_be_declared else None)
-    if seen is None:
+        if contents is None:
+            return Report(lines, str(error))
+        lines += [("beside it", contents.beside or "nothing but a language model's own output embedding")]
+        may_be_declared = isinstance(error, UndeclaredHeadError)
+        return Report(lines, str(error), contents.declaration() if may_be_declared else None)
+    if contents is None:
         lines += [("trunk", type(model.trunk).__name__)]
     lines += [(name, words) for name, words in checkpoint.about.items() if name not in {"trunk", "max_length"}]
     lines += [("", line) for line in text_in_words(model, checkpoint.text_rules)]
@@ -75,22 +76,23 @@ def inspect(
     return Report(lines)
 
 
-def look(source: str, trust_remote_code: bool) -> Seen | None:
-    """What the files hold; None where they cannot be read, of which the loading's own error says more."""
+def find_contents(source: str, trust_remote_code: bool) -> Contents | None:
+    """What the files contain; None if they cannot be read. Loading then raises an error with the reason."""
     try:
         with quiet_transformers():
-            return look_at(source, read_saved(source, trust_remote_code))
+            return read_contents(source, read_saved(source, trust_remote_code))
     except Exception:  # noqa: BLE001 - an adapter, or not a checkpoint at all
         return None
 
 
-def trunk_in_words(seen: Seen) -> str:
-    prefix = f"weights under {seen.prefix!r}" if seen.prefix else "weights without a prefix"
-    return f"{seen.trunk}, {seen.num_parameters:,} parameters, states of {seen.hidden_size} (config.json; {prefix})"
+def trunk_in_words(contents: Contents) -> str:
+    prefix = f"weights under {contents.prefix!r}" if contents.prefix else "weights without a prefix"
+    size = f"{contents.num_parameters:,} parameters, states of {contents.hidden_size}"
+    return f"{contents.trunk}, {size} (config.json; {prefix})"
 
 
 def text_in_words(model: RewardModel, rules: TextRules) -> Iterator[str]:
-    """The rules that differ from the tokenizer's own, and its template."""
+    """The text rules that differ from the tokenizer's defaults, and the chat template."""
     if rules.chat_template is not None:
         yield f"chat template: {shortened(rules.chat_template)}"
     elif model.tokenization.has_template:
@@ -132,7 +134,7 @@ def memory_in_words(model: RewardModel) -> str:
 
 
 def sample_lines(model: RewardModel) -> Iterator[tuple[str, str]]:
-    """Two texts with their scores, by the model's own path and by the reference forward."""
+    """Two texts with their scores, by the model's execution path and by the reference forward."""
     step = model.head.position.sample_ids
     for response in RESPONSES:
         (sequence,) = model.tokenization.encode([Input(PromptResponse(PROMPT, response))], "right")

@@ -1,7 +1,7 @@
-"""What a checkpoint's tensors are, told from their names and shapes alone: the trunk's, the head's, and the rest.
+"""Sorts a checkpoint's tensors by their names and shapes: those of the trunk, of the head, and the rest.
 
-Trainers save the same trunk under different prefixes (`model.`, `transformer.`, `module.model.`). The name of the input
-embedding is the anchor: what stands before it in the files is the prefix of the trunk.
+Trainers save the same trunk under different prefixes (`model.`, `transformer.`, `module.model.`). The input embedding shows
+which: what precedes its name in the files is the trunk's prefix.
 """
 
 import re
@@ -13,42 +13,41 @@ from app.checkpoints.files import shape_of
 from app.errors import ModelRefusedError
 
 WRAPPERS = re.compile(r"^((module|_orig_mod|base_model\.model|base_model|pretrained_model)\.)+")
-"""What data-parallel training, compilation, peft and TRL put before a name."""
+"""Prefixes that data-parallel training, compilation, peft and TRL add to names."""
 LM_HEAD = re.compile(r"(^|\.)(lm_head|embed_out)\.(weight|bias)$|^output\.weight$")
-"""The next-token head, which a reward model may have kept without using it."""
-INERT = re.compile(
+"""The next-token head, which a reward model's files may still contain."""
+IGNORED = re.compile(
     r"(^|\.)rotary_emb\.inv_freq$"
     r"|^(model\.)?(vision_tower|vision_model|visual|multi_modal_projector|audio_tower|embed_vision|embed_audio)\."
 )
-"""Buffers that are computed, and what only images and sounds go through."""
+"""Computed buffers, and modules for images and sounds only."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrunkNames:
-    """What a trunk's class calls its parts."""
+    """The names that a trunk's class gives to its parts."""
 
     embedding: str
     """The input embedding's weight, such as `embed_tokens.weight`."""
     children: frozenset[str]
-    """The first part of every tensor's name."""
+    """The first component of each tensor's name."""
     prefix: str
-    """Before the trunk's names in transformers' classes with a head, such as `model.`."""
+    """The prefix of the trunk's names in transformers' classes with a head, such as `model.`."""
     hidden_size: int
-    """Of the states that it gives."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A checkpoint's tensors, each by the name that it has in a plain model, with what is stored under it."""
+    """A checkpoint's tensors in three groups, by their names without the prefixes in the files."""
 
     prefix: str
-    """What stands before the trunk's names in the files."""
+    """The prefix of the trunk's names in the files."""
     embedding: str
     """The name of the input embedding's weight in the trunk."""
     trunk: Mapping[str, Any]
     lm_head: Mapping[str, Any]
     head: Mapping[str, Any]
-    """All that is neither the trunk's nor the next-token head's."""
+    """All other tensors."""
 
     @property
     def head_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -56,9 +55,9 @@ class Layout:
 
 
 def layout_of(source: str, weights: Mapping[str, Any], trunk: TrunkNames) -> Layout | None:
-    """How the tensors are laid out over `trunk`; None where its embedding is not among them.
+    """Sorts the tensors into groups; None if the embedding of `trunk` is not among them.
 
-    Raises ModelRefusedError where the files hold two trunks.
+    Raises ModelRefusedError if the files contain two trunks.
     """
     prefix = find_prefix(source, list(weights), trunk)
     if prefix is None:
@@ -66,7 +65,7 @@ def layout_of(source: str, weights: Mapping[str, Any], trunk: TrunkNames) -> Lay
     num_tokens = shape_of(weights[f"{prefix}{trunk.embedding}"])[0]
 
     def has_row_per_token(stored: Any) -> bool:
-        """Give or take rows that round a vocabulary up. A scalar head under the same name has one row."""
+        """Roughly, because a vocabulary may be rounded up. A scalar head under the same name has one row."""
         return shape_of(stored)[0] * 2 >= num_tokens
 
     parts: dict[str, dict[str, Any]] = {"trunk": {}, "lm_head": {}, "head": {}}
@@ -76,7 +75,7 @@ def layout_of(source: str, weights: Mapping[str, Any], trunk: TrunkNames) -> Lay
             parts["trunk"][inside] = stored
             continue
         outside = WRAPPERS.sub("", inside)
-        if not INERT.search(outside):
+        if not IGNORED.search(outside):
             parts["lm_head" if LM_HEAD.search(outside) and has_row_per_token(stored) else "head"][outside] = stored
     return Layout(prefix, trunk.embedding, **parts)
 
@@ -93,7 +92,7 @@ def find_prefix(source: str, names: list[str], trunk: TrunkNames) -> str | None:
 
 
 def layers_named(shapes: Mapping[str, tuple[int, ...]], name: str) -> list[str]:
-    """The layers of the head `name`, in order: itself where it has a weight, else `name.0`, `name.2` and so on."""
+    """The layers of the head `name`, in order: `name` if it has a weight, else `name.0`, `name.2` and so on."""
     if f"{name}.weight" in shapes:
         return [name]
     numbers = re.compile(rf"^{re.escape(name)}\.(\d+)\.weight$")
@@ -101,7 +100,7 @@ def layers_named(shapes: Mapping[str, tuple[int, ...]], name: str) -> list[str]:
 
 
 def is_chain(shapes: Mapping[str, tuple[int, ...]], layers: list[str], size: int) -> bool:
-    """Whether the layers fit behind each other and behind a state of that size."""
+    """Whether each layer's input size matches the output size before it, starting from states of `size`."""
     for layer in layers:
         weight, bias = shapes.get(f"{layer}.weight", ()), shapes.get(f"{layer}.bias")
         if len(weight) != 2 or weight[1] != size or bias not in {None, (weight[0],)}:  # noqa: PLR2004 - a matrix
@@ -111,7 +110,7 @@ def is_chain(shapes: Mapping[str, tuple[int, ...]], layers: list[str], size: int
 
 
 def in_words(shapes: Mapping[str, tuple[int, ...]], limit: int = 4) -> str:
-    """`v_head.weight [1, 4096] and 3 more`: what a message lists."""
+    """A list for messages, such as `v_head.weight [1, 4096] and 3 more`."""
     named = [f"{name} {list(shape)}" for name, shape in sorted(shapes.items())]
     more = f" and {len(named) - limit} more" if len(named) > limit else ""
     return ", ".join(named[:limit]) + more
@@ -123,7 +122,7 @@ def tensors_of(layers: list[str], shapes: Mapping[str, tuple[int, ...]]) -> Iter
 
 
 def suggested_declaration(shapes: Mapping[str, tuple[int, ...]], size: int) -> dict[str, Any] | None:
-    """A reward.json for the likeliest head among the tensors; None where none are layers over states of `size`."""
+    """A reward.json for the likeliest head among the tensors; None if none are layers over states of `size`."""
     heads = heads_in(shapes, size)
     if not heads:
         return None
@@ -134,12 +133,12 @@ def suggested_declaration(shapes: Mapping[str, tuple[int, ...]], size: int) -> d
 
 
 def with_activation(tensors: str | list[str]) -> dict[str, Any]:
-    """A declared head of several layers, with the activation that most of them have."""
+    """A declared head of several layers, with the most common activation."""
     return {"tensors": tensors, "activation": "relu"}
 
 
 def heads_in(shapes: Mapping[str, tuple[int, ...]], size: int) -> list[str]:
-    """The chains of layers over states of `size`: one output before several, and one that leaves no other tensor first."""
+    """The chains of layers over states of `size`, likeliest first: those that leave no other tensor, then fewest outputs."""
     names = dict.fromkeys(base_of(name.removesuffix(".weight")) for name in shapes if name.endswith(".weight"))
     chains = {name: layers for name in names if is_chain(shapes, layers := layers_named(shapes, name), size)}
 
@@ -151,6 +150,6 @@ def heads_in(shapes: Mapping[str, tuple[int, ...]], size: int) -> list[str]:
 
 
 def base_of(layer: str) -> str:
-    """`score` of `score.0`."""
+    """The head's name: `score` for `score.0`."""
     start, _, last = layer.rpartition(".")
     return start if last.isdigit() else layer

@@ -1,4 +1,4 @@
-"""Checkpoints from disk or hub, loaded as they are to be served, or refused. Knows nothing of batches."""
+"""Loads checkpoints from disk or hub as they will be served, or rejects them. Knows no batches."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from app.checkpoints.merging import read_merged, runs_own_code
 from app.checkpoints.parts import TrunkParts, parts_of, vocabulary_of
 from app.checkpoints.placement import place
 from app.checkpoints.recipe import Recipe, check_outputs, map_of, position_of
-from app.checkpoints.saved import Saved, read_saved, where
+from app.checkpoints.saved import Saved, load_arguments, read_saved
 from app.checkpoints.sharing import SharedBases
 from app.checkpoints.text_parts import text_rules_of
 from app.checkpoints.transformers_checks import check_config, quiet_transformers
@@ -39,7 +39,7 @@ from app.engine.text_rules import TextRules
 from app.errors import ModelRefusedError
 
 CAUSAL_TOLERANCE = 1e-4
-"""What rounding may change in the states before a token that differs, relative to their norm."""
+"""The largest relative change of the states before a changed token that counts as rounding error."""
 
 
 def load_checkpoint(
@@ -53,19 +53,22 @@ def load_checkpoint(
     text: str | None = None,
     bases: SharedBases | None = None,
 ) -> Checkpoint:
-    """The checkpoint of a directory, or of a hub id behind `hf:`; the head in float32 or more whatever the trunk's dtype.
+    """Loads a checkpoint from a directory, or from the hub if `source` is `hf:` and a hub id.
 
-    `device` is torch's name of one, `auto` or `split`; `dtype` torch's name of one, `auto` or `int8`; an adapter is merged
-    into its base. `may_be_untrained`: the head may be one that `reward-service init` made. `declared` is laid over what
-    `reward.json` beside the checkpoint declares: JSON, a file, or a preset's name; `text` over both: a chat template, or the
-    JSON of text rules. `bases` is for adapters that are loaded together: those of one base share what they leave alone of it.
-    Raises ModelRefusedError for a checkpoint that cannot be served exactly, or does not fit in memory.
+    - `device`: a torch device name, `auto` or `split`. `dtype`: a torch dtype name, `auto` or `int8`. The head is always in
+      float32 or float64. An adapter is merged into its base.
+    - `may_be_untrained`: accept a head that `reward-service init` made.
+    - `declared`: JSON, a file or a preset's name; overrides the `reward.json` beside the checkpoint. `text`: a chat template
+      or the JSON of text rules; overrides both.
+    - `bases`: for adapters that are loaded together, so that those of one base share the tensors that they do not change.
+
+    Raises ModelRefusedError for a checkpoint that cannot be scored exactly as its authors do, or does not fit in memory.
     """
     placement = place(device, dtype)
     with refusing(source), quiet_transformers():
-        beside = find_file(name=DECLARATION_NAME, **where(source))
+        beside = find_file(name=DECLARATION_NAME, **load_arguments(source))
         declarations = read_declarations(source, beside, declared, text)
-        adapter, merged = find_adapter(source, **where(source)), None
+        adapter, merged = find_adapter(source, **load_arguments(source)), None
         if adapter is None:
             saved = read_saved(source, trust_remote_code)
             if not may_be_untrained:
@@ -96,7 +99,7 @@ def load_checkpoint(
             recipe, causal = classifier_recipe(net, saved, parts, rules), is_causal(net)
         version = (adapter is None and hub_commit(saved.files[0])) or weights_hash(saved.files)
         if signatures_of(saved.files) != saved.signatures:
-            raise ModelRefusedError(f"{source} changed while it was loaded; load it again when it is whole")
+            raise ModelRefusedError(f"{source} changed while it was loaded; load it again when it is complete")
     embedding: Any = net.get_input_embeddings()
     max_length, stated_by = max_length_of(net, saved.tokenizer)
     return Checkpoint(
@@ -113,7 +116,7 @@ def load_checkpoint(
         is_classifier=not isinstance(parts, TrunkParts),
         text_rules=recipe.text_rules,
         about={**recipe.about, "max_length": f"{max_length} tokens ({stated_by})"},
-        tags=tags_of(find_file(name=CARD_NAME, **where(source))),
+        tags=tags_of(find_file(name=CARD_NAME, **load_arguments(source))),
     )
 
 
@@ -122,7 +125,7 @@ def is_causal(net: PreTrainedModel) -> bool:
 
 
 def has_causal_states(trunk: PreTrainedModel, device: torch.device) -> bool:
-    """Whether a token's state depends on the tokens up to it alone: seen by changing the last token of a short text."""
+    """Whether a token's state depends only on the tokens up to it, tested by changing the last token of a short text."""
     first = torch.arange(1, 9, device=device)[None]
     second = first.clone()
     second[0, -1] = 0
@@ -133,10 +136,10 @@ def has_causal_states(trunk: PreTrainedModel, device: torch.device) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class ClassifierRules:
-    """What is declared about a plain classifier, resolved."""
+    """The declarations about a plain classifier, with token names resolved to ids."""
 
     position: Position | None
-    """None: where its class reads."""
+    """None: the position that its class reads."""
     map: ScoreMap
     reduction: Reduction
     text_rules: TextRules
@@ -145,7 +148,7 @@ class ClassifierRules:
 def classifier_rules(
     source: str, empty: PreTrainedModel, saved: Saved, declared: Declared, beside: Path | None
 ) -> ClassifierRules:
-    """The rules for `empty`, which may be on `meta`. Raises ModelRefusedError for a declaration that does not fit it."""
+    """The rules for `empty`, which may be on `meta`. Raises ModelRefusedError for a declaration that contradicts it."""
     part = declared.position
     embedding: Any = empty.get_input_embeddings()
     vocabulary = vocabulary_of(source, saved, embedding.num_embeddings)
@@ -172,7 +175,7 @@ def classifier_recipe(net: PreTrainedModel, saved: Saved, declared: Declared, ru
 
 
 def plain_head(net: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Head:
-    """The head of a sequence classifier: for a decoder its last linear layer, read where transformers reads it."""
+    """The head of a sequence classifier: for a decoder its last linear layer, at the position that transformers reads."""
     if not is_causal(net):
         return Head(position=position_of_class(net, tokenizer))
     _, linear = head_of(net)

@@ -1,7 +1,8 @@
-"""What a causal language model's class does between its last states and its logits, measured on the class itself.
+"""Measures what a causal language model's class computes between its last states and its logits.
 
-Granite divides its logits, Cohere multiplies them, Gemma caps them, MiniCPM3 divides the states first: each under config keys of
-its own. So no key is read here. The class runs over a trunk that returns chosen states and an output embedding of a few rows.
+Granite divides its logits, Cohere multiplies them, Gemma caps them, MiniCPM3 divides the states first, each by config keys of
+its own. Instead of reading such keys, we run the class with a trunk that returns given states and an output embedding of a
+few rows.
 """
 
 import copy
@@ -22,13 +23,13 @@ if TYPE_CHECKING:
 NUM_ROWS = 4
 NUM_STATES = 16
 SMALL, LARGE = 1e-3, 1e9
-"""Factors of the states that keep a capped logit in its linear part, and take it to its cap."""
+"""Factors of the states: with SMALL a capped logit stays in its linear range, with LARGE it reaches its cap."""
 TOLERANCE = 1e-6
-"""Relative: some classes compute logits in float32."""
+"""Relative error allowed, because some classes compute logits in float32."""
 
 
 class LogitsError(Exception):
-    """The class's logits are no scaled and capped products of states and rows, or cannot be had; the message says which."""
+    """The class's logits cannot be computed, or are no scaled and capped products of states and rows; see the message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class LogitRule:
 
 
 class TrunkOutput(BaseModelOutputWithPast):
-    """Last states, and None for whatever else a class asks of its trunk's output, such as `router_logits`."""
+    """Last states, and None for every other attribute that a class may read from the output, such as `router_logits`."""
 
     def __getattr__(self, name: str) -> None:
         if name.startswith("__"):
@@ -52,14 +53,14 @@ class TrunkOutput(BaseModelOutputWithPast):
 
 
 class GivenStates(nn.Module):
-    """In place of a trunk: returns the states it holds, whatever it is called with. Numbers that a class reads from its trunk,
-    such as Falcon-H1's `lm_head_multiplier`, are the trunk's own; a part of it, such as OPT's decoder, is this again."""
+    """Replaces a trunk: returns `states` for any input. Its attributes are the trunk's own, such as Falcon-H1's
+    `lm_head_multiplier`, except that submodules, such as OPT's decoder, are this module again."""
 
     states: Tensor
 
     def __init__(self, trunk: PreTrainedModel) -> None:
         super().__init__()
-        self._replaced = (trunk,)  # in a tuple, so that it is no submodule
+        self._replaced = (trunk,)  # in a tuple, so that it is not registered as a submodule
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self.__dict__["_replaced"][0], name)
@@ -70,7 +71,7 @@ class GivenStates(nn.Module):
 
 
 def measure_logits(config: PreTrainedConfig, hidden_size: int) -> LogitRule:
-    """The rule of the causal class that transformers has for `config`. Reads no weights: the class is built without memory.
+    """The rule of transformers' causal class for `config`. Reads no weights; the class is built on `meta`.
 
     Raises LogitsError.
     """
@@ -84,18 +85,18 @@ def measure_logits(config: PreTrainedConfig, hidden_size: int) -> LogitRule:
     for factor in (SMALL, 1.0, 10.0, 100.0):
         expected, got = rule(step.products(states * factor)), step.logits(states * factor)
         if not torch.allclose(got, expected, rtol=TOLERANCE, atol=TOLERANCE * float(expected.abs().max())):
-            raise LogitsError(f"{step.name} gives logits that are no scaled or capped products of a row and a state")
+            raise LogitsError(f"{step.name} gives logits that are not scaled or capped products of a row and a state")
     return rule
 
 
 def exact(value: float) -> float:
-    """Without what float32 may have added: the numbers of a config have few digits."""
+    """The value without float32 rounding error: the numbers in a config have few digits."""
     rounded = float(f"{value:.6g}")
     return rounded if math.isclose(rounded, value, rel_tol=TOLERANCE / 10) else value
 
 
 class OutputStep:
-    """The forward of a causal class from its last states to the logits of a few tokens, whose rows and biases are drawn."""
+    """A causal class's computation from its last states to the logits of a few tokens with random rows and biases."""
 
     def __init__(self, config: PreTrainedConfig, hidden_size: int) -> None:
         self.net = shallow(config)
@@ -129,7 +130,7 @@ class OutputStep:
                 logits: Tensor = self.net(input_ids=torch.zeros(1, len(states), dtype=torch.long)).logits
         except ForeignCodeError as error:
             raise LogitsError(
-                f"{self.name} makes its logits of more than the last states and the output embedding ({error})"
+                f"{self.name} computes logits from more than the last states and the output embedding ({error})"
             ) from error
         if logits.shape != (1, len(states), NUM_ROWS):
             raise LogitsError(f"{self.name} gives logits of shape {list(logits.shape)} for {NUM_ROWS} tokens")
@@ -137,9 +138,9 @@ class OutputStep:
 
 
 def shallow(config: PreTrainedConfig) -> Any:
-    """The causal class on `meta`, with one layer where its config allows it: the layers are not used, and take time.
+    """The causal class on `meta`, with one layer if its config allows it: the layers are unused but take time to build.
 
-    A model that also sees images may have no causal class of its text model alone: then it is the class of the whole model.
+    A model for images too may have no causal class for its text model; then this is the class of the whole model.
     """
     text = config.get_text_config()
     attempts: list[tuple[Any, Callable[[], PreTrainedConfig]]] = [

@@ -1,26 +1,26 @@
-"""The longest sequence that a checkpoint takes, by its positions, its tokenizer and its config."""
+"""The longest sequence that a checkpoint accepts, from its positions, its tokenizer and its config."""
 
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 UNSTATED_MAX_LENGTH = 1 << 20
-"""Tokens, where no file states a limit."""
+"""The limit in tokens if no file states one."""
 NO_LIMIT = 1 << 40
-"""transformers gives 10^30 for a tokenizer whose files state no length."""
+"""Larger values mean no limit: transformers returns 10^30 for a tokenizer whose files state no length."""
 
 
 def max_length_of(net: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, str]:
     """The longest sequence in tokens, and where this limit is stated.
 
-    It is the smallest that the model's positions and the tokenizer allow. Where neither has a limit it is the config's
-    `n_positions`, which a T5 with its relative positions was trained with, and UNSTATED_MAX_LENGTH where that is missing too.
+    It is the smallest limit of the model's positions and the tokenizer. If neither has one, it is the config's `n_positions`
+    (the training length of a T5, whose positions are relative), or else UNSTATED_MAX_LENGTH.
     """
     config = net.config.get_text_config()
     stated = {
         "max_position_embeddings in config.json": getattr(config, "max_position_embeddings", None),
         "model_max_length of the tokenizer": tokenizer.model_max_length,
     }
-    for name, module in net.named_modules():  # RoBERTa counts its positions from behind the pad id
+    for name, module in net.named_modules():  # RoBERTa counts its positions from the pad id + 1
         positions = getattr(module, "position_embeddings", None)
         if isinstance(positions, nn.Embedding) and positions.padding_idx is not None:
             stated[f"{name}.position_embeddings"] = positions.num_embeddings - positions.padding_idx - 1

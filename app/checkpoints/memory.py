@@ -1,4 +1,4 @@
-"""How much memory a model takes and how much a device has left. Reads shapes and counters; loads nothing."""
+"""How much memory a model takes and how much a device has free, from shapes and counters. Loads nothing."""
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
@@ -12,16 +12,16 @@ from app.engine.units import byte_size
 from app.errors import ModelRefusedError
 
 HEADROOM = 0.05
-"""What loading takes beyond the weights: the tensors that are being read, converted or hashed."""
+"""Additional memory during loading, as a fraction of the weights: tensors that are being read, converted or hashed."""
 PREFIX_CACHE_SHARE = 0.1  # of the memory that is free once the models are loaded
 CUDA_RESERVE = 0.1
-"""Of what the weights and the largest batch leave: for libraries, for what the allocator cannot join, and for other kernels."""
+"""The fraction of the memory left by the weights and the largest batch that stays free: for libraries and fragmentation."""
 MAX_CPU_PREFIX_CACHE_BYTES = 1_000_000_000
 REMEDIES = "use dtype bfloat16 or int8, a smaller checkpoint, or device split over several GPUs"
 
 
 def require_memory(source: str, device: torch.device, num_bytes: int) -> None:
-    """Raises ModelRefusedError where the device is known to have less than `num_bytes` left for `source`."""
+    """Raises ModelRefusedError if the device is known to have less than `num_bytes` free for `source`."""
     available = available_bytes(device)
     if available is not None and num_bytes > available:
         raise ModelRefusedError(
@@ -30,12 +30,12 @@ def require_memory(source: str, device: torch.device, num_bytes: int) -> None:
 
 
 def prefix_cache_bytes(device: torch.device, megabytes: float | None, batch_bytes: int = 0) -> int:
-    """Bytes that all prefix caches on a device may take, by REWARD_PREFIX_CACHE_MB.
+    """Bytes that all prefix caches on a device may take; `megabytes` is REWARD_PREFIX_CACHE_MB.
 
-    By default a tenth of what is free, at most 1 GB on the CPU; on CUDA all that is free but for `batch_bytes`, which the
+    By default a tenth of the free memory, on the CPU at most 1 GB; on CUDA all free memory except `batch_bytes`, which the
     largest batch takes, and a reserve.
 
-    Raises ModelRefusedError where the device is known to have less than was asked for.
+    Raises ModelRefusedError if the device is known to have less than `megabytes` free.
     """
     available = available_bytes(device)
     if available is not None and device.type == "cuda":
@@ -52,31 +52,33 @@ def prefix_cache_bytes(device: torch.device, megabytes: float | None, batch_byte
     return wanted
 
 
-def loading_bytes(net: nn.Module, types: Mapping[str, torch.dtype], there: Collection[str] = ()) -> int:
-    """Bytes that a model of this shape takes while it is loaded, each parameter as its type; it may be on `meta`.
+def loading_bytes(net: nn.Module, types: Mapping[str, torch.dtype], placed: Collection[str] = ()) -> int:
+    """Bytes that loading `net`, which may be on `meta`, takes with each parameter in its dtype of `types`.
 
-    The parameters named in `there` are in memory already and are not copied.
+    The parameters named in `placed` are already in memory and are not copied.
     """
-    weights = sum(weight.numel() * types[name].itemsize for name, weight in net.named_parameters() if name not in there)
+    weights = sum(
+        weight.numel() * types[name].itemsize for name, weight in net.named_parameters() if name not in placed
+    )
     return int((weights + sum(buffer.nbytes for buffer in net.buffers())) * (1 + HEADROOM))
 
 
 def available_bytes(device: torch.device) -> int | None:
-    """Bytes that a process may still take on `device`; None where nothing says."""
+    """Bytes that this process may still allocate on `device`; None if unknown."""
     if device.type == "cpu":
         limits = [*host_limits(PROC), *cgroup_limits(PROC, CGROUPS)]
         return min(limits, default=None)
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
-    with suppress(RuntimeError, AttributeError):  # not every accelerator counts
+    with suppress(RuntimeError, AttributeError):  # not every accelerator reports it
         free, _ = torch.accelerator.get_memory_info(device)
-        # What the allocator holds and nothing uses is as good as free.
+        # Memory that torch's allocator holds but no tensor uses counts as free.
         return free + torch.accelerator.memory_reserved(device) - torch.accelerator.memory_allocated(device)
     return None
 
 
 def host_limits(proc: Path) -> Iterator[int]:
-    """What the kernel would hand out without swapping."""
+    """The bytes that are available without swapping."""
     with suppress(OSError):
         for line in (proc / "meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
@@ -84,7 +86,7 @@ def host_limits(proc: Path) -> Iterator[int]:
 
 
 def cgroup_limits(proc: Path, root: Path) -> Iterator[int]:
-    """What is left of each memory limit that this process is under, in control groups of version 1 and 2."""
+    """The bytes left under each memory limit of this process's control groups, versions 1 and 2."""
     for group in control_groups("memory", proc, root):
         if group.version == 1:
             names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
@@ -94,7 +96,7 @@ def cgroup_limits(proc: Path, root: Path) -> Iterator[int]:
 
 
 def room_in(group: Path, limit: str, usage: str, reclaimable: str) -> Iterator[int]:
-    """The group's limit less what it uses, but for cached files, which the kernel drops when memory is short."""
+    """The group's limit minus its use. Cached files do not count as used, because the kernel drops them when needed."""
     with suppress(OSError, ValueError):  # no such file, or "max": no limit
         most, used = int((group / limit).read_text()), int((group / usage).read_text())
         stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())

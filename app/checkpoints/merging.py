@@ -1,4 +1,4 @@
-"""An adapter and its base as one checkpoint, which is known by names and shapes before anything of the base is read."""
+"""Presents an adapter and its base as one checkpoint, whose names and shapes are known before the base is read."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,19 +20,19 @@ from app.checkpoints.checks import check_labels, check_untrained
 from app.checkpoints.declaration import Declaration
 from app.checkpoints.files import head_files
 from app.checkpoints.saved import Saved
-from app.checkpoints.sharing import ON_CPU, Base, LateTensor, SharedBases
+from app.checkpoints.sharing import ON_CPU, Base, LazyTensor, SharedBases
 from app.checkpoints.transformers_checks import check_config
 from app.checkpoints.weights import signatures_of, weights_of
 
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """An adapter's base with the adapter in it, in float32 in CPU memory."""
+    """An adapter's base with the adapter merged, in float32 in CPU memory."""
 
     saved: Saved
-    """Its weights are there once `merge` was called, or one of them was asked for."""
+    """Its weights are computed by `merge`, or when the first of them is read."""
     base: Base | None
-    """Whose tensors other models share."""
+    """The base, if other models share its tensors."""
     merge: Callable[[], object]
 
 
@@ -43,10 +43,10 @@ def read_merged(
     trust_remote_code: bool,
     bases: SharedBases,
 ) -> Merged:
-    """The adapter's base with the adapter in it as one checkpoint.
+    """The adapter's base with the adapter merged, as one checkpoint.
 
-    The base may be a language model where the adapter brings the head that was trained with it, in its own file or in one
-    beside it, or where the declared head reads the language model's logits.
+    The base may be a language model if the adapter brings the head that was trained with it (in its own file or in one beside
+    it), or if the declared head reads the language model's logits.
     """
     found = bases.read(adapter.base, trust_remote_code)
     shared = found if isinstance(found, Base) else None
@@ -66,7 +66,9 @@ def read_merged(
     tokenizer = base.tokenizer
     if adapter.brings_tokenizer:
         tokenizer = AutoTokenizer.from_pretrained(adapter.directory, local_files_only=True)
-    if base.config.get_text_config().pad_token_id is None:  # trainers set it for the run, and no adapter keeps it
+    if (
+        base.config.get_text_config().pad_token_id is None
+    ):  # trainers set it only for the run, and adapters do not store it
         base.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     raw_config = {**base.raw_config, "architectures": [type(empty).__name__]}
 
@@ -75,20 +77,20 @@ def read_merged(
         net = build(adapter.base, base, ON_CPU, trust_remote_code, new_head=new_head, auto_class=auto_class)
         return merged_weights(net, adapter, is_shared=shared is not None)
 
-    late = {name: LateTensor(name, tuple(tensor.shape), merge) for name, tensor in empty.state_dict().items()}
-    saved = Saved(base.config, tokenizer, {**late, **weights_of(heads)}, files, signatures, raw_config)
+    lazy = {name: LazyTensor(name, tuple(tensor.shape), merge) for name, tensor in empty.state_dict().items()}
+    saved = Saved(base.config, tokenizer, {**lazy, **weights_of(heads)}, files, signatures, raw_config)
     return Merged(saved, shared, merge)
 
 
 def prepare_classifier(
     source: str, adapter: Adapter, base: Saved, trust_remote_code: bool, *, chooses_output: bool
 ) -> bool:
-    """Gives the base's config the labels of the classifier that the adapter was trained on.
+    """Sets the number of labels in the base's config to that of the classifier that the adapter was trained on.
 
-    Returns whether the adapter brings the head. Raises ModelRefusedError where neither has one that is trained.
+    Returns whether the adapter brings the head. Raises ModelRefusedError if neither has a trained one.
     """
     num_labels = base.config.num_labels or 1
-    base.config.num_labels = 1  # a language model's config says two, and means none
+    base.config.num_labels = 1  # a language model's config has the default 2, which means nothing
     with torch.device("meta"):
         head, _ = head_of(net_of(base.config, trust_remote_code))
     rows = adapter.head_rows(head)

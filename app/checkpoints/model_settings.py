@@ -1,4 +1,4 @@
-"""What the settings say of each model: its name, checkpoint, device, head and texts. Reads no file."""
+"""The settings of each model: its name, checkpoint, device, head and text rules. Reads no file."""
 
 import json
 import re
@@ -8,15 +8,15 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 ROLES = ("safety", "helpfulness")
-"""The two models of Llama 2, which `llama2` selects between."""
+"""The two models of Llama 2, between which `llama2` selects."""
 LLAMA2 = "llama2"
-"""What requests call the selection between the two, in place of a model's name."""
+"""The name by which requests choose the selection between the two, instead of a model."""
 MODEL_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
 EXAMPLE = '{"maths": "models/maths"}'
 
 
 def json_text(value: object) -> object:
-    """An object as its JSON: inside REWARD_MODELS, a declaration need not be a string that holds JSON."""
+    """An object as JSON text, so that a declaration in REWARD_MODELS can be an object or a string."""
     return json.dumps(value) if isinstance(value, dict) else value
 
 
@@ -58,12 +58,12 @@ def unique_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def is_model_name(name: object) -> bool:
-    """Whether a model may be called so."""
+    """Whether it is a valid name for a model."""
     return isinstance(name, str) and MODEL_NAME.fullmatch(name) is not None and name != LLAMA2
 
 
 def in_words(name: object) -> str:
-    """A name that a message quotes, whatever it is: on one line, and shortened."""
+    """Any value as a name for messages: on one line, and shortened."""
     return " ".join(str(name).split())[:80] or "(blank)"
 
 

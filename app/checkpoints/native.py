@@ -1,6 +1,6 @@
-"""Model types that transformers does not have, but whose trunk is one that it has under another name. No remote code runs.
+"""Model types unknown to transformers whose trunk equals one that it has under another name. No remote code runs.
 
-Each is a config that says so, and the weights under the native names.
+Each is read with a config of the other model type, and with renamed weights.
 """
 
 import re
@@ -18,7 +18,7 @@ Weights = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Native:
-    """How a foreign model type is read: as `model_type`, with these changes to the config and the weights."""
+    """How a foreign model type is read: as `model_type`, with its weights converted by `weights`."""
 
     model_type: str
     weights: Callable[[RawConfig, Weights], Weights] = lambda _, weights: weights
@@ -26,11 +26,14 @@ class Native:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Some of the rows of a stored matrix, read when asked for: (groups * `per_group`, in) of (groups * `of`, in)."""
+    """Some of the rows of a stored matrix, read lazily: `per_group` heads, from index `first`, of every group of `of` heads.
+
+    Its shape is (groups * per_group * head_dim, in).
+    """
 
     stored: Any
     head_dim: int
-    of: int  # heads per group
+    of: int
     first: int
     per_group: int
 
@@ -60,7 +63,7 @@ INTERNLM2_NAMES = (
 
 
 def internlm2_weights(config: RawConfig, weights: Weights) -> Weights:
-    """As Llama's. `wqkv` holds, per key-value head, its queries' rows, then the key's and the value's."""
+    """The weights under Llama's names. `wqkv` contains, per key-value head, the rows of its queries, of its key, of its value."""
     num_heads = config["num_attention_heads"]
     num_queries = num_heads // (config.get("num_key_value_heads") or num_heads)  # per key-value head
     head_dim = config["hidden_size"] // num_heads

@@ -1,4 +1,4 @@
-"""A reward model from a causal language model: its next-token head replaced by a scalar one, to be trained."""
+"""Makes a reward model for training from a causal language model, by replacing its next-token head with a scalar one."""
 
 from pathlib import Path
 
@@ -24,10 +24,9 @@ from app.files.output import new_directory, require_new_directory
 
 
 def init_reward_model(lm: Path, out: Path, seed: int = 0) -> str:
-    """Saves the language model in `lm` with a random scalar head into the new directory `out`; returns its class.
+    """Saves the language model in `lm` with a random scalar head into the new directory `out`. Returns its class name.
 
-    Its file says that the head is untrained, which the service refuses; a training that saves the model writes a file that
-    does not.
+    The file marks the head as untrained, and the service rejects it. Saving the model after training drops the mark.
     """
     require_new_directory(out)
     net, tokenizer = with_new_head(lm, seed)
@@ -39,7 +38,7 @@ def init_reward_model(lm: Path, out: Path, seed: int = 0) -> str:
 
 
 def with_new_head(lm: Path, seed: int, dtype: str = "auto") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The language model in `lm` with a random scalar head, and its tokenizer; `auto` is the checkpoint's own dtype.
+    """The language model in `lm` with a random scalar head, and its tokenizer. `auto` is the checkpoint's own dtype.
 
     The head is N(0, 1 / (hidden size + 1)), as in Stiennon et al. 2020 (arXiv 2009.01325, appendix B.1).
     """
@@ -50,7 +49,7 @@ def with_new_head(lm: Path, seed: int, dtype: str = "auto") -> tuple[PreTrainedM
         config = AutoConfig.from_pretrained(source, num_labels=1, local_files_only=True)
         architecture = architecture_of(config.architectures)
         if not is_language_model(architecture):
-            raise ModelRefusedError(f"{lm} is {architecture}, not a causal language model")
+            raise ModelRefusedError(f"{lm} is {architecture}, not a causal language model; give a directory with one")
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
         gguf = find_gguf(source)
         net, loading = AutoModelForSequenceClassification.from_pretrained(
@@ -64,7 +63,9 @@ def with_new_head(lm: Path, seed: int, dtype: str = "auto") -> tuple[PreTrainedM
     name, head = head_of(net)
     random = {key for key in loading["missing_keys"] if not key.startswith(f"{name}.")}
     if random:
-        raise ModelRefusedError(f"{lm} lacks weights of the trunk ({', '.join(sorted(random)[:3])})")
+        raise ModelRefusedError(
+            f"{lm} lacks weights of the trunk ({', '.join(sorted(random)[:3])}); use an intact checkpoint"
+        )
     with torch.no_grad():
         head.weight.normal_(0, (head.in_features + 1) ** -0.5, generator=torch.Generator().manual_seed(seed))
         if head.bias is not None:

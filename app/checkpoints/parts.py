@@ -1,4 +1,4 @@
-"""Tells a checkpoint's kind before its weights are read: a plain classifier, or a trunk with a head that is found or declared."""
+"""Determines a checkpoint's kind before its weights are read: a plain classifier, or a trunk with a detected or declared head."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from app.errors import ModelRefusedError
 
 @dataclass(frozen=True, slots=True)
 class TrunkParts:
-    """A trunk, yet on `meta`, where its tensors are, and the recipe for its scores."""
+    """A trunk on `meta`, its tensors in the files, and the recipe for its scores."""
 
     empty: PreTrainedModel
     layout: Layout
@@ -29,7 +29,7 @@ class TrunkParts:
 def parts_of(
     source: str, saved: Saved, declarations: list[tuple[Declaration, str]], beside: Path | None
 ) -> TrunkParts | Declared:
-    """The parts of a trunk with a head of its own; for a plain classifier what is declared about it.
+    """The parts of a trunk with a detected or declared head; for a plain classifier, the declarations about it.
 
     Raises ModelRefusedError.
     """
@@ -42,11 +42,13 @@ def parts_of(
         return declared
     if empty is None or trunk is None or layout is None:
         raise ModelRefusedError(
-            f"{source}: {declared.origin['head']} declares a head, and the files have no trunk that transformers knows "
-            f"(model_type {saved.config.model_type}); it cannot be served"
+            f"{source}: {declared.origin['head']} declares a head, but the files have no trunk that transformers knows "
+            f"(model_type {saved.config.model_type}); use a model type that it has"
         )
     if saved.config.is_encoder_decoder:
-        raise ModelRefusedError(f"{source} is an encoder-decoder with a head of its own, which is not served")
+        raise ModelRefusedError(
+            f"{source} is an encoder-decoder with a head of its own, which is not supported; use transformers' classifier"
+        )
     embedding: Any = empty.get_input_embeddings()
     maker = RecipeMaker(
         source,
@@ -62,7 +64,7 @@ def parts_of(
 
 
 def empty_trunk(saved: Saved) -> PreTrainedModel | None:
-    """The trunk on `meta`, of a model of texts and images the text model; None where transformers has no plain model of this type."""
+    """The trunk on `meta` (for a model of texts and images, the text model); None if transformers does not have this type."""
     try:
         with torch.device("meta"):
             trunk: PreTrainedModel = AutoModel.from_config(  # type: ignore[no-untyped-call]
@@ -74,7 +76,7 @@ def empty_trunk(saved: Saved) -> PreTrainedModel | None:
 
 
 def trunk_names(trunk: PreTrainedModel) -> TrunkNames:
-    """What its class calls the parts of `trunk`, which may be on `meta`."""
+    """The names of the parts of `trunk`, which may be on `meta`."""
     children = [name for name, _ in trunk.named_children()]
     own = [name for name, _ in trunk.named_parameters(recurse=False)]
     embedding = trunk.get_input_embeddings()
@@ -93,7 +95,7 @@ def hidden_size(trunk: PreTrainedModel) -> int:
 
 
 def numbers_in(layout: Layout) -> dict[str, float]:
-    """The tensors beside the trunk that hold one number and are no layer's, such as a normalizer's mean."""
+    """The tensors besides the trunk with one element that belong to no layer, such as a normalizer's mean."""
     return {
         name: float(layout.head[name][...].reshape(()))
         for name, shape in layout.head_shapes.items()

@@ -1,4 +1,4 @@
-"""Weights saved as pickles (`.bin`), which are never opened here: which a directory has, and the command that converts them."""
+"""Finds weights saved as pickles (`.bin`), which the service never opens; `reward-service convert` converts them."""
 
 import json
 from collections.abc import Mapping
@@ -11,18 +11,18 @@ COUNTERPARTS = {
     "adapter_model.bin": "adapter_model.safetensors",
     "value_head.bin": "value_head.safetensors",
 }
-"""By name, weights as trainers save them, and what the same weights are called as safetensors."""
+"""File names of weights that trainers save as pickles, each with its name as safetensors."""
 
 
 def pickled_weights(directory: Path) -> list[str]:
-    """Which of COUNTERPARTS the directory has, in one file or as an index of several."""
+    """The names in COUNTERPARTS that the directory has, as one file or as an index of several."""
     return [
         name for name in COUNTERPARTS if (directory / name).is_file() or (directory / f"{name}.index.json").is_file()
     ]
 
 
 def needs_conversion(directory: Path) -> list[str]:
-    """Those of `pickled_weights` that have no safetensors counterpart, in one file or as an index."""
+    """Those of `pickled_weights` without a safetensors counterpart."""
     return [
         name
         for name in pickled_weights(directory)
@@ -31,7 +31,7 @@ def needs_conversion(directory: Path) -> list[str]:
 
 
 def index_of(directory: Path, name: str) -> Mapping[str, str] | None:
-    """The file of each tensor, where the weights called `name` are sharded; raises StartError for an invalid index."""
+    """The file of each tensor if the weights called `name` are sharded, else None. Raises StartError for an invalid index."""
     file = directory / f"{name}.index.json"
     if not file.is_file():
         return None

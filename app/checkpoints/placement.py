@@ -1,4 +1,4 @@
-"""Where a model goes and in which types: one device, or several with a map from its modules to them."""
+"""Chooses a model's device and dtypes: one device, or several with a map from modules to devices."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -14,22 +14,25 @@ from app.engine.units import byte_size
 from app.errors import ModelRefusedError, one_line
 
 SPLIT = "split"
-ROOM_FOR_FORWARDS = 0.8
-"""The part of a GPU's free memory that a split model's weights may take."""
+WEIGHTS_FRACTION = 0.8
+"""The fraction of a GPU's free memory that a split model's weights may take; the rest is for forward passes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """How a model is to be loaded."""
+    """The device and dtypes with which a model is loaded."""
 
-    device: torch.device  # where its inputs go: the first, where there are several
-    dtype: torch.dtype  # of its arithmetic, and of the weights that int8 leaves alone
+    device: torch.device  # of its inputs: the first if there are several
+    dtype: torch.dtype  # of its arithmetic, and of the weights that int8 does not quantize
     int8: bool = False
     split: bool = False
 
 
 def place(device: str, dtype: str) -> Placement:
-    """Raises ModelRefusedError where the device cannot be used, or a package is missing."""
+    """The placement for the settings `device` and `dtype`.
+
+    Raises ModelRefusedError if the device cannot be used, or a package is missing.
+    """
     if dtype == "int8":
         require_package("torchao", "dtype int8")
     first = first_accelerator() if device == SPLIT else pick_device(device)
@@ -37,7 +40,7 @@ def place(device: str, dtype: str) -> Placement:
 
 
 def pick_device(wanted: str) -> torch.device:
-    """`auto` is the first accelerator that is there (CUDA, MPS), else the CPU."""
+    """The device of that name; `auto` is the first accelerator (CUDA, MPS), else the CPU."""
     if wanted == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         return with_index(torch.device(accelerator.type if accelerator is not None else "cpu"))
@@ -59,7 +62,7 @@ def first_accelerator() -> torch.device:
 
 
 def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:
-    """The type of the arithmetic: int8 is of weights alone, which are multiplied as `auto` would have them."""
+    """The dtype of the arithmetic. `int8` applies to weights only; the arithmetic is then that of `auto`."""
     if wanted in {"auto", "int8"}:
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     dtype = getattr(torch, wanted)
@@ -73,31 +76,31 @@ def device_map_of(
     net: Any,
     head: str | None,
     types: Mapping[str, torch.dtype],
-    there: Collection[str] = (),
+    placed: Collection[str] = (),
 ) -> dict[str, Any] | None:
-    """Where each module of `net`, which may be on `meta`, is loaded; None: in CPU memory. The parameters named in `there`
-    are in their place already.
+    """The device of each module of `net`, which may be on `meta`; None means CPU memory. The parameters named in `placed` are
+    already in memory.
 
-    Raises ModelRefusedError where there is not enough room.
+    Raises ModelRefusedError if there is not enough memory.
     """
     if placement.split:
         return split_map(source, net, head, types, free_memory(placement.device))
-    num_bytes = loading_bytes(net, types, there)
+    num_bytes = loading_bytes(net, types, placed)
     require_memory(source, placement.device, num_bytes)
     if placement.device.type == "cpu":
         return None
-    if is_installed("accelerate"):  # straight to the device
+    if is_installed("accelerate"):  # loads directly to the device
         return {"": placement.device}
     require_memory(source, torch.device("cpu"), num_bytes)
     return None
 
 
 def free_memory(first: torch.device) -> dict[int | str, int]:
-    """Bytes that weights may take on each accelerator, by index, and on the CPU behind them."""
+    """Bytes that weights may take on each accelerator, by index, and in CPU memory."""
     room: dict[int | str, int] = {}
     for index in range(torch.accelerator.device_count()):
         free = available_bytes(torch.device(first.type, index))
-        room[index] = int((free or 0) * ROOM_FOR_FORWARDS)
+        room[index] = int((free or 0) * WEIGHTS_FRACTION)
     room["cpu"] = available_bytes(torch.device("cpu")) or 0
     return room
 
@@ -105,10 +108,11 @@ def free_memory(first: torch.device) -> dict[int | str, int]:
 def split_map(
     source: str, net: Any, head: str | None, types: Mapping[str, torch.dtype], room: Mapping[int | str, int]
 ) -> dict[str, int | str]:
-    """Modules by device in the order of the forward, evenly over the accelerators; what they cannot hold stays in CPU
-    memory and is copied for each forward. No decoder layer is torn apart, and the head is never copied.
+    """The device of each module: evenly over the accelerators in the order of the forward pass, the rest in CPU memory.
 
-    Raises ModelRefusedError where all of them together cannot hold it: a disk is too slow to serve from.
+    Modules in CPU memory are copied for each forward pass. No decoder layer is split, and the head is always on a device.
+
+    Raises ModelRefusedError if the model does not fit in all of them: a disk would be too slow.
     """
     from accelerate.utils import get_balanced_memory, infer_auto_device_map
 

@@ -1,4 +1,4 @@
-"""Weights of linear layers in 8 bits, a scale a row, through torchao; the rest stays as it is. Knows no files."""
+"""Quantizes the weights of linear layers to 8 bits with one scale per row, through torchao. Knows no files."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from torch import nn
 
 
 def weight_types(net: nn.Module, head: str | None, dtype: torch.dtype, *, int8: bool) -> dict[str, torch.dtype]:
-    """What each parameter is loaded as: the head float32, linear layers' matrices int8 where wanted, the rest `dtype`."""
+    """The dtype of each parameter: float32 in the head, int8 (if requested) for linear layers' matrices, else `dtype`."""
     types = dict.fromkeys((name for name, _ in net.named_parameters()), dtype)
     if int8:
         types |= {f"{name}.weight": torch.int8 for name, module in net.named_modules() if isinstance(module, nn.Linear)}
@@ -17,8 +17,8 @@ def weight_types(net: nn.Module, head: str | None, dtype: torch.dtype, *, int8: 
 
 
 def int8_config(head: str | None) -> Any:
-    """For `from_pretrained`: each matrix w is rounded to q * s as it is read, s = max |w| / 127 of its row, and products
-    are (x q) s in the activations' own type."""
+    """The quantization config for `from_pretrained`: each matrix w is rounded to q * s as it is read, with s = max |w| / 127
+    per row, and products are (x q) s in the activations' dtype."""
     from torchao.quantization import Int8WeightOnlyConfig
     from transformers import TorchAoConfig
 

@@ -1,4 +1,4 @@
-"""From what was found and declared to a head and text rules: every part, and where it came from."""
+"""Builds the head and the text rules from what was detected and declared, with the source of each part."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,6 +28,7 @@ NO_MAP: Mapping[str, Any] = {}
 
 
 def position_of(part: PositionPart | None, vocabulary: Vocabulary) -> Position:
+    """The declared position with token ids; by default the last token, or the last non-pad one if there is a pad token."""
     if part is None:
         if not vocabulary.has("config:pad_token_id"):
             return Position("last")
@@ -57,7 +58,7 @@ def position_in_words(part: PositionPart) -> str:
 
 
 def map_of(source: str, part: MapPart, config: Mapping[str, Any], logits: LogitRule | None = None) -> ScoreMap:
-    """The declared map over the family's; over logits, over what the language model itself does to them."""
+    """The score map of `part`. For a head over `logits`, the language model's own divisor and soft-cap are the defaults."""
     values = {key: value for key, value in part if value is not None and key != "normalize"}
     if part.normalize:
         values |= normalization(source, config)
@@ -80,7 +81,7 @@ def normalization(source: str, config: Mapping[str, Any]) -> dict[str, float]:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How a checkpoint's states become its score, and its texts token ids; and where each part came from."""
+    """How a checkpoint's texts become token ids, and its states the score; `about` describes each part and its source."""
 
     head: Head
     text_rules: TextRules
@@ -88,7 +89,7 @@ class Recipe:
 
 
 class RecipeMaker:
-    """Makes the recipe of a trunk and the tensors beside it, from what is declared over what its family is known for."""
+    """Makes the recipe for a trunk and its head's tensors. Declarations override the rules of its family."""
 
     def __init__(
         self,
@@ -118,7 +119,9 @@ class RecipeMaker:
         position = self.declared.position
         read_at = Position("last") if position is None and is_logits else position_of(position, self.vocabulary)
         if is_logits and "generation_prompt" not in text.model_fields_set:
-            text = text.model_copy(update={"generation_prompt": True})  # its logits are those of an answer
+            text = text.model_copy(
+                update={"generation_prompt": True}
+            )  # the logits are those of the answer's first token
         replaces = self.declared.replaces_template
         rules = text_rules_of(self.source, text, self.vocabulary, replaces=replaces, beside=self.beside)
         if part.tensors is not None:
@@ -143,7 +146,7 @@ class RecipeMaker:
         return Recipe(head, rules, about | {"map": about["map"] + self._unused_normalization(given)})
 
     def _unused_normalization(self, given: MapPart) -> str:
-        """What to say of a mean and a standard deviation in the config that are not applied, as OpenRLHF's server does."""
+        """A note if the config has a mean and a standard deviation that are not applied (OpenRLHF's server applies them)."""
         mean, std = (self.vocabulary.config.get(key) for key in ("mean", "std"))
         if mean is None or std is None or given.normalize or given.shift is not None or given.scale is not None:
             return ""
@@ -156,7 +159,7 @@ class RecipeMaker:
             return measure_logits(self.config, self.hidden_size)
         except LogitsError as error:
             raise ModelRefusedError(
-                f"{self.source}: {self.declared.origin['head']} reads logits, and {error}; they cannot be served"
+                f"{self.source}: {self.declared.origin['head']} reads logits, but {error}; declare a head of tensors instead"
             ) from error
 
     def _layers(self) -> tuple[Layer, ...]:
@@ -177,7 +180,7 @@ class RecipeMaker:
         return in_words({name: shapes[name] for name in tensors_of(layers, shapes)})
 
     def _token_rows(self, part: HeadPart) -> tuple[tuple[Layer, ...], str, Mapping[str, Any]]:
-        """The rows of the output embedding that belong to the declared tokens, as a layer; and the map that they need."""
+        """A layer with the declared tokens' rows of the output embedding, its description, and its score map."""
         ids = self.vocabulary.ids
         if part.token is not None:
             rows = ids((part.token,))
@@ -221,7 +224,7 @@ def is_finite(layer: Layer) -> bool:
 
 
 def check_outputs(source: str, score_map: ScoreMap, num_outputs: int) -> None:
-    """Raises where the map reads an output that the head does not have, or leaves out a weight."""
+    """Raises if the map reads an output that the head does not have, or has too few or too many weights."""
     read = [score_map.output, *(i for ids in score_map.log_odds or () for i in ids)]
     read += [score_map.softmax] if score_map.softmax is not None else []
     if max(read) >= num_outputs:

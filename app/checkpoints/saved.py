@@ -1,4 +1,4 @@
-"""What there is to be loaded: config, tokenizer and weights of a checkpoint, the weights not yet read."""
+"""Opens a saved checkpoint: its config, its tokenizer, and its weights, which are read later."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,22 +17,24 @@ from app.settings import HUB_PREFIX
 
 @dataclass(frozen=True, slots=True)
 class Saved:
+    """A checkpoint whose weights are read when they are accessed."""
+
     config: PreTrainedConfig
     tokenizer: PreTrainedTokenizerBase
     weights: dict[str, Any]
     files: list[Path]
-    signatures: list[FileSignature]  # of the files, from before anything was read from them
+    signatures: list[FileSignature]  # of the files, taken before anything was read from them
     raw_config: Mapping[str, Any] = field(default_factory=dict)
-    """config.json as it is."""
+    """The content of config.json."""
 
 
-def where(source: str) -> dict[str, Any]:
-    """A directory is never looked for on the network."""
+def load_arguments(source: str) -> dict[str, Any]:
+    """`path` and `local_files_only` for `source`. A directory is never searched for on the network."""
     return {"path": source.removeprefix(HUB_PREFIX), "local_files_only": not source.startswith(HUB_PREFIX)}
 
 
 def read_saved(source: str, trust_remote_code: bool) -> Saved:
-    path, local = where(source).values()
+    path, local = load_arguments(source).values()
     raw, _ = PreTrainedConfig.get_config_dict(path, local_files_only=local)
     native = NATIVE.get(raw.get("model_type", ""))
     if native is None:
@@ -54,7 +56,7 @@ def read_saved(source: str, trust_remote_code: bool) -> Saved:
 
 
 def read_tokenizer(path: str, local_files_only: bool) -> PreTrainedTokenizerBase:
-    """Of a foreign model type: its tokenizer.json whatever class it names, which may be code that is not run here."""
+    """The tokenizer of a foreign model type, from tokenizer.json; its own class may be remote code, which is not run."""
     if find_file(path, "tokenizer.json", local_files_only=local_files_only) is None:
         raise FileNotFoundError("no file named tokenizer.json; save the tokenizer as a fast one")
     tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(path, local_files_only=local_files_only)

@@ -1,7 +1,7 @@
-"""Adapters on one base: the base is read once, and a tensor that an adapter leaves alone is one tensor for all of them.
+"""Shares a base between adapters: the base is read once, and adapters share the tensors that they do not change.
 
-An adapter is merged into tensors of its own. The base's are never written to: a model that is loaded later, or a reload,
-changes no score of the models that are there.
+Merging copies the tensors that it changes. The base's are never written to, so loading another model, or a reload, changes no
+score of the loaded models.
 """
 
 import copy
@@ -20,17 +20,17 @@ from transformers import PreTrainedModel
 from app.checkpoints.adapters import find_adapter
 from app.checkpoints.files import shape_of
 from app.checkpoints.placement import Placement
-from app.checkpoints.saved import Saved, read_saved, where
+from app.checkpoints.saved import Saved, load_arguments, read_saved
 from app.checkpoints.weights import signatures_of
 from app.settings import HUB_PREFIX
 
 ON_CPU = Placement(torch.device("cpu"), torch.float32)
 StorageKey = tuple[int, tuple[int, ...]]
-"""Where a tensor's memory begins, and its shape. Unambiguous among tensors that are all alive."""
+"""The address of a tensor's memory, and its shape. Unique among tensors that are alive at the same time."""
 
 
-class KeptTensor:
-    """A base's tensor in float32 on the CPU, read when it is first asked for and then kept."""
+class CachedTensor:
+    """A base's tensor in float32 on the CPU, read at first access and then kept."""
 
     def __init__(self, stored: Any) -> None:
         self._stored = stored
@@ -48,8 +48,8 @@ class KeptTensor:
         return self.tensor if index is ... else self.tensor[index]
 
 
-class LateTensor:
-    """A tensor that is known by its shape until somebody asks for it: `weights()` then has it under its name."""
+class LazyTensor:
+    """A tensor of known shape that is read from `weights()`, by its name, at access."""
 
     def __init__(self, name: str, shape: tuple[int, ...], weights: Callable[[], Mapping[str, Tensor]]) -> None:
         self._name, self._shape, self._weights = name, shape, weights
@@ -63,20 +63,20 @@ class LateTensor:
 
 @dataclass(slots=True)
 class Base:
-    """One base, and what was made of its tensors."""
+    """A base, and its tensors as they were placed on devices."""
 
     saved: Saved
-    """Its weights are `KeptTensor`s."""
+    """Its weights are `CachedTensor`s."""
     placed: dict[tuple[Placement, StorageKey], Tensor] = field(default_factory=dict)
-    """The base's tensors as the models of one placement have them."""
+    """The base's tensors on the device and in the dtype of each placement."""
 
     def fresh(self) -> Saved:
-        """As if it were read anew: loading a model changes its config and its tokenizer."""
+        """`saved` with copies of config and tokenizer, which loading a model changes."""
         config, tokenizer = copy.deepcopy((self.saved.config, self.saved.tokenizer))
         return replace(self.saved, config=config, tokenizer=tokenizer)
 
     def unchanged(self, weights: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Those of a merged model's weights that are the base's own memory."""
+        """The weights of a merged model that share the base's memory."""
         kept = {storage_key(each.tensor) for each in self.saved.weights.values() if each.tensor is not None}
         tensors = {name: stored[...] for name, stored in weights.items()}
         return {name: tensor for name, tensor in tensors.items() if storage_key(tensor) in kept}
@@ -84,9 +84,9 @@ class Base:
     def find_placed(
         self, weights: Mapping[str, Any], placement: Placement, types: Mapping[str, torch.dtype]
     ) -> dict[str, Tensor]:
-        """Those of a merged model's weights that are in their place already, for another model or as they were read.
+        """The weights of a merged model that are already placed, for another model or because they stay on the CPU.
 
-        `types` are those that the weights are loaded as; int8 ones are made by loading alone.
+        `types` are the dtypes that the weights are loaded as; int8 weights are never shared, because loading creates them.
         """
         own = {name: t for name, t in self.unchanged(weights).items() if types.get(name) != torch.int8}
         if placement == ON_CPU:
@@ -95,18 +95,18 @@ class Base:
         return {name: tensor for name, tensor in found.items() if tensor is not None}
 
     def share(self, net: PreTrainedModel, weights: Mapping[str, Any], placement: Placement) -> None:
-        """Gives a model that was loaded the parameters that others have already, and keeps its own for those that follow."""
+        """Replaces a loaded model's parameters by those that other models already have, and keeps the rest for later models."""
         for name, tensor in self.unchanged(weights).items():
             key = placement, storage_key(tensor)
             path, _, attribute = name.rpartition(".")
             try:
                 module = net.get_submodule(path)
                 own = module.get_parameter(attribute)
-            except AttributeError:  # another name, or several tensors in one: it keeps a copy of its own
+            except AttributeError:  # renamed, or fused with other tensors: the model keeps its own copy
                 continue
-            there = self.placed.setdefault(key, own.detach())
-            if there.shape == own.shape and there.dtype == own.dtype and there.device == own.device:
-                setattr(module, attribute, nn.Parameter(there, requires_grad=False))
+            shared = self.placed.setdefault(key, own.detach())
+            if shared.shape == own.shape and shared.dtype == own.dtype and shared.device == own.device:
+                setattr(module, attribute, nn.Parameter(shared, requires_grad=False))
 
 
 def storage_key(tensor: Tensor) -> StorageKey:
@@ -114,14 +114,14 @@ def storage_key(tensor: Tensor) -> StorageKey:
 
 
 class SharedBases:
-    """The bases of several adapters, each kept from the first of its adapters to the last."""
+    """The bases of several adapters, each kept while there are adapters of it left to load."""
 
     def __init__(self, sources: Iterable[str] = ()) -> None:
         self._left = Counter(key for source in sources if (key := base_key(source)) is not None)
         self._bases: dict[str, Base] = {}
 
     def read(self, base: str, trust_remote_code: bool) -> Base | Saved:
-        """The base; a `Base` where other adapters have used it or are going to."""
+        """The base, as a `Base` if other adapters have used it or will."""
         key = key_of(base)
         self._left[key] -= 1
         known = self._bases.get(key)
@@ -132,20 +132,20 @@ class SharedBases:
         saved = read_saved(base, trust_remote_code)
         if self._left[key] <= 0:
             return saved
-        kept = {name: KeptTensor(stored) for name, stored in saved.weights.items()}
+        kept = {name: CachedTensor(stored) for name, stored in saved.weights.items()}
         self._bases[key] = Base(replace(saved, weights=kept))
         return self._bases[key]
 
 
 def is_read(stored: Any) -> bool:
-    """Whether it is a base's tensor that another adapter has read."""
-    return isinstance(stored, KeptTensor) and stored.tensor is not None
+    """Whether it is a base's tensor that another adapter has already read."""
+    return isinstance(stored, CachedTensor) and stored.tensor is not None
 
 
 def base_key(source: str) -> str | None:
-    """Of the base of the adapter at `source`; None for what is no adapter, or a faulty one, which loading says more about."""
+    """The key of the base of the adapter at `source`; None if it is no adapter or an invalid one, which loading reports."""
     with suppress(Exception):
-        adapter = find_adapter(source, **where(source))
+        adapter = find_adapter(source, **load_arguments(source))
         return None if adapter is None else key_of(adapter.base)
     return None
 
@@ -155,7 +155,7 @@ def key_of(base: str) -> str:
 
 
 def weights_in_memory(net: nn.Module) -> list[Tensor]:
-    """Each parameter once; of a quantized one the tensors that it is made of."""
+    """Each parameter once; for a quantized parameter, the tensors that it consists of."""
     found: list[Tensor] = []
     for weight in net.parameters():
         parts = [value for value in vars(weight).values() if isinstance(value, Tensor)]
@@ -164,6 +164,6 @@ def weights_in_memory(net: nn.Module) -> list[Tensor]:
 
 
 def shared_bytes(net: nn.Module, others: Iterable[nn.Module]) -> int:
-    """Bytes of the parameters of `net` that lie in the same memory as those of others."""
+    """Bytes of the parameters of `net` that share memory with parameters of `others`."""
     theirs = {weight.untyped_storage().data_ptr() for other in others for weight in weights_in_memory(other)}
     return sum(weight.nbytes for weight in weights_in_memory(net) if weight.untyped_storage().data_ptr() in theirs)

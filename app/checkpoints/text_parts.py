@@ -1,4 +1,4 @@
-"""From a declared `text` part to the rules by which a checkpoint's texts become token ids."""
+"""Converts a declared `text` part to the `TextRules` of a checkpoint."""
 
 from importlib.resources import files
 from pathlib import Path
@@ -16,13 +16,16 @@ TEMPLATES = files("app.checkpoints") / "templates"
 RESERVED = frozenset(
     {"messages", "tools", "add_generation_prompt", "chat_template", "tokenize", "bos_token", "eos_token"}
 )
-"""Variables of a chat template that a request or the tokenizer fills."""
+"""Variables of a chat template that the request or the tokenizer sets."""
 
 
 def text_rules_of(
     source: str, part: TextPart, vocabulary: Vocabulary, *, replaces: bool, beside: Path | None
 ) -> TextRules:
-    """`replaces`: whether a template goes before the tokenizer's own; a family's is for a tokenizer that has none."""
+    """The text rules. `replaces`: whether a declared template replaces the tokenizer's own, or is only used if it has none.
+
+    Raises ModelRefusedError for an invalid template or rule.
+    """
     template = None
     if part.template is not None and (replaces or not vocabulary.tokenizer.chat_template):
         template = read_template(source, part.template, beside)
@@ -57,15 +60,17 @@ def steps_of(source: str, part: TextPart, vocabulary: Vocabulary, *, has_templat
 
 
 def check_template(source: str, tokenizer: PreTrainedTokenizerBase, template: str | None, part: TextPart) -> None:
-    """Raises for a template that is no Jinja, and for variables that it has no use for, which it would drop in silence."""
+    """Raises ModelRefusedError for invalid Jinja, and for variables that the template would silently ignore."""
     if template is not None:
         turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
         try:
             with foreign_code():
                 tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False, **part.template_kwargs)
-        except ForeignCodeError as error:  # it may not like these turns
+        except ForeignCodeError as error:  # the template may reject these turns
             if isinstance(error.__cause__, TemplateSyntaxError):
-                raise ModelRefusedError(f"{source}: the chat template is no Jinja ({error}); correct it") from error
+                raise ModelRefusedError(
+                    f"{source}: the chat template is not valid Jinja ({error}); correct it"
+                ) from error
     text = str(template if template is not None else tokenizer.chat_template or "")
     for name in part.template_kwargs:
         if name in RESERVED or name not in text:
@@ -76,7 +81,7 @@ def check_template(source: str, tokenizer: PreTrainedTokenizerBase, template: st
 
 
 def read_template(source: str, template: str, beside: Path | None) -> str:
-    """Jinja itself, the name of a template that ships with the service, or a file, relative to the checkpoint."""
+    """The template's source: `template` itself if it is Jinja, else that of a shipped template or of a file by this name."""
     if "{{" in template or "{%" in template:
         return template
     shipped = TEMPLATES / f"{template}.jinja"
@@ -84,6 +89,6 @@ def read_template(source: str, template: str, beside: Path | None) -> str:
         return shipped.read_text(encoding="utf-8")
     for file in (Path(template), *([beside / template] if beside is not None else [])):
         if file.is_file():
-            return file.read_text(encoding="utf-8-sig")  # a mark would stand before every prompt
+            return file.read_text(encoding="utf-8-sig")  # drops a byte order mark, which would start every prompt
     names = ", ".join(sorted(each.name.removesuffix(".jinja") for each in TEMPLATES.iterdir()))
     raise ModelRefusedError(f"{source}: no chat template {template!r}; give a file, Jinja, or one of {names}")

@@ -1,4 +1,4 @@
-"""Checks of a checkpoint that need what transformers knows of it, and what it says meanwhile."""
+"""Checks of a checkpoint that need transformers, and a context that silences its output."""
 
 import logging
 from collections.abc import Iterator
@@ -16,16 +16,16 @@ from app.errors import ModelRefusedError
 def check_config(
     source: str, config: PreTrainedConfig, *, runs_own_code: bool = False, chooses_output: bool = False
 ) -> None:
-    """Raises where this is no plain classifier, or a classifier's name on a checkpoint with rules of its own. It has one output
-    unless a declared map chooses among several."""
+    """Raises ModelRefusedError if this is no plain classifier, or one with rules of its own. It must have one output, unless a
+    declared map chooses among several."""
     architecture = architecture_of(getattr(config, "architectures", None))
     check_architecture(source, architecture)
     native = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.get(config.model_type)
     if native is not None and architecture != native and not runs_own_code:
         raise ModelRefusedError(
-            f"{source} is {architecture}, and transformers has {native} for its model_type {config.model_type}: the score may be "
-            f'another; declare how it is read in reward.json, such as {{"head": "score", "position": "last"}}, or let architectures '
-            f"in config.json be [{native}] if it is one"
+            f"{source} is {architecture}, but transformers has {native} for its model_type {config.model_type}, so the scores may "
+            f'differ; declare how it is read in reward.json, such as {{"head": "score", "position": "last"}}, or set architectures '
+            f"in config.json to [{native}] if it is one"
         )
     if not chooses_output:
         check_labels(source, config.num_labels or 0)
@@ -34,7 +34,7 @@ def check_config(
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Its warnings about a checkpoint are our refusals, and its progress bars no one's log."""
+    """Silences transformers' warnings, which our checks replace, and its progress bars."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity(logging.ERROR)
     bars = transformers_logging.is_progress_bar_enabled()

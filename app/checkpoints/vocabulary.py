@@ -1,4 +1,4 @@
-"""What a declaration calls tokens, as ids of the checkpoint's vocabulary."""
+"""Resolves the tokens that a declaration names to ids of the checkpoint's vocabulary."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ GENERATION_PROMPT = "tokenizer:generation_prompt"
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """Resolves what a declaration calls a token."""
+    """A checkpoint's vocabulary: `size` ids. Its methods raise ModelRefusedError for tokens that it lacks."""
 
     source: str
     config: Mapping[str, Any]
@@ -25,7 +25,7 @@ class Vocabulary:
         return tuple(one for token in tokens for one in self.resolve(token))
 
     def has(self, token: int | str) -> bool:
-        """Whether a `config:KEY` or `tokenizer:NAME` names anything."""
+        """Whether the value of a `config:KEY` or `tokenizer:NAME` is set; True for other tokens."""
         if isinstance(token, str) and token.startswith("config:"):
             return self.config.get(token.removeprefix("config:")) is not None
         if isinstance(token, str) and token.startswith("tokenizer:"):
@@ -33,7 +33,7 @@ class Vocabulary:
         return True
 
     def continuation(self, parts: tuple[int | str, ...]) -> tuple[int, ...]:
-        """The ids of what is put after a text: token ids, or strings of any number of tokens."""
+        """The ids to append to a text, from token ids or strings of any number of tokens."""
         return tuple(
             one
             for part in parts
@@ -41,20 +41,20 @@ class Vocabulary:
         )
 
     def is_token(self, part: int | str) -> bool:
-        """Whether it names one token, or a string that the vocabulary has as it is."""
+        """Whether it names one token, or is a string that the vocabulary contains unchanged."""
         if isinstance(part, int):
             return True
         return part.startswith(("config:", "tokenizer:")) or part in self.tokenizer.get_vocab()
 
     def encode_after_text(self, text: str) -> list[int]:
-        """The ids as on a new line: without the space that some tokenizers put before the first word."""
+        """The ids after a line feed, so without the space that some tokenizers add before the first word."""
         alone: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
         line = self.tokenizer.encode("\n", add_special_tokens=False)
-        behind: list[int] = self.tokenizer.encode(f"\n{text}", add_special_tokens=False)
-        return self.written(behind[len(line) :] if behind[: len(line)] == line else alone, text)
+        after: list[int] = self.tokenizer.encode(f"\n{text}", add_special_tokens=False)
+        return self.check_encoded(after[len(line) :] if after[: len(line)] == line else alone, text)
 
     def generation_prompt(self) -> list[int]:
-        """The ids that the tokenizer's chat template puts before an assistant's turn."""
+        """The ids of the chat template's generation prompt."""
         turns = [{"role": "user", "content": "a"}]
         try:
             with foreign_code():
@@ -74,13 +74,16 @@ class Vocabulary:
         return ids
 
     def resolve(self, token: int | str) -> list[int]:
-        """The token's id, several where a `config:KEY` holds a list, or for the generation prompt. Raises ModelRefusedError for what is no single token."""
+        """The token's id, or several ids for a `config:KEY` with a list and for the generation prompt.
+
+        Raises ModelRefusedError for a string that is not a single token.
+        """
         if isinstance(token, str) and token.startswith("config:"):
             key = token.removeprefix("config:")
             value = self.config.get(key)
             if not value and value != 0:
                 raise ModelRefusedError(f"{self.source}: config.json has no {key}; set it, or declare the token id")
-            return [self.known(each, token) for each in (value if isinstance(value, list) else [value])]
+            return [self.check_id(each, token) for each in (value if isinstance(value, list) else [value])]
         if token == GENERATION_PROMPT:
             return self.generation_prompt()
         if isinstance(token, str) and token.startswith("tokenizer:"):
@@ -89,21 +92,21 @@ class Vocabulary:
                 raise ModelRefusedError(
                     f"{self.source}: the tokenizer has no {token.removeprefix('tokenizer:')}; set it"
                 )
-            return [self.known(named, token)]
+            return [self.check_id(named, token)]
         if isinstance(token, int):
-            return [self.known(token, token)]
+            return [self.check_id(token, token)]
         vocabulary = self.tokenizer.get_vocab()
         if token in vocabulary:
-            return [self.known(vocabulary[token], token)]
+            return [self.check_id(vocabulary[token], token)]
         encoded = self.tokenizer.encode(token, add_special_tokens=False)
         if len(encoded) != 1:
             raise ModelRefusedError(
                 f"{self.source}: {token!r} is {len(encoded)} tokens of the vocabulary {encoded}, not one; declare a token id"
             )
-        return [self.known(self.written(encoded, token)[0], token)]
+        return [self.check_id(self.check_encoded(encoded, token)[0], token)]
 
-    def written(self, ids: list[int], text: str) -> list[int]:
-        """The ids of the text; raises ModelRefusedError where one stands for what the vocabulary cannot write."""
+    def check_encoded(self, ids: list[int], text: str) -> list[int]:
+        """Returns the ids of the text. Raises ModelRefusedError if one is the unknown token."""
         unknown = self.tokenizer.unk_token_id
         if unknown is not None and unknown in ids and self.tokenizer.unk_token not in text:
             raise ModelRefusedError(
@@ -111,7 +114,8 @@ class Vocabulary:
             )
         return ids
 
-    def known(self, token_id: int, token: int | str) -> int:
+    def check_id(self, token_id: int, token: int | str) -> int:
+        """Returns the id. Raises ModelRefusedError if the vocabulary does not have it."""
         if not 0 <= token_id < self.size:
             raise ModelRefusedError(
                 f"{self.source}: token {token!r} is id {token_id}, and the vocabulary has ids 0 to {self.size - 1}; "

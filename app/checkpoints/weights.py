@@ -1,4 +1,4 @@
-"""A checkpoint's safetensors files: read tensor by tensor, hashed. Knows nothing of models."""
+"""Reads a checkpoint's safetensors files tensor by tensor, and hashes them. Knows no models."""
 
 import hashlib
 from collections.abc import Mapping
@@ -16,21 +16,21 @@ from app.errors import one_line
 FileSignature = tuple[int, int, int]
 
 
-def opened(file: Path) -> Any:
-    """Read, not mapped: what happens to a mapped file afterwards, a new version in its place or fewer bytes, would
-    happen to the weights of the running service, or end it by SIGBUS. Raises BrokenFileError."""
+def open_safetensors(file: Path) -> Any:
+    """Opens the file for reading, not as a memory map: overwriting or truncating a mapped file would change the weights of the
+    running service, or end it with SIGBUS. Raises BrokenFileError."""
     try:
         return safe_open(file, framework="pt", backend="pread")
     except SafetensorError as error:
-        read_header(file)  # says more of a file that was cut off
+        read_header(file)  # raises a more precise error for a truncated file
         raise BrokenFileError(f"{file} is no safetensors file: {one_line(error)}") from error
 
 
 def weights_of(files: list[Path]) -> dict[str, Any]:
-    """Every tensor of the files by name, not yet read; each is when it is asked for, so that no file is held whole."""
+    """Every tensor of the files by name. Each is read at access, so that no file is in memory as a whole."""
     weights: dict[str, Any] = {}
     for file in files:
-        tensors = opened(file)
+        tensors = open_safetensors(file)
         for name in tensors.keys():  # noqa: SIM118 - not a mapping
             if name in weights:
                 raise ValueError(f"two files hold a tensor {name}, the second is {file.name}")
@@ -40,11 +40,11 @@ def weights_of(files: list[Path]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class FiniteWeights:
-    """Weights on their way into a model, each looked at as it passes: once it is placed, or quantized, it is too late."""
+    """Checks weights for NaN and infinity as a model reads them, because later they may be quantized."""
 
-    dtype: torch.dtype  # what they are loaded as, where a large float32 may become an infinity
+    dtype: torch.dtype  # that they are loaded as, in which a large float32 number may become infinity
     non_finite: list[str] = field(default_factory=list)
-    """The names of those that held NaN or infinity, so far."""
+    """The names of those with NaN or infinity so far."""
 
     def watch(self, weights: Mapping[str, Any]) -> dict[str, Any]:
         return {name: CheckedTensor(name, stored, self) for name, stored in weights.items()}
@@ -52,18 +52,18 @@ class FiniteWeights:
 
 @dataclass(frozen=True, slots=True)
 class CheckedTensor:
-    """Read by `tensor[...]`, as transformers does it, from a pool of threads; the rest of it is the stored one's."""
+    """A stored tensor that is checked when `tensor[...]` reads it, as transformers does from several threads."""
 
     name: str
     stored: Any
-    passed: FiniteWeights
+    weights: FiniteWeights
 
     def __getitem__(self, index: Any) -> Tensor:
         tensor: Tensor = self.stored[index]
         if tensor.is_floating_point() and tensor.numel():
-            extremes = torch.stack(torch.aminmax(tensor))  # NaN if there is one; takes no memory, unlike isfinite
-            if not torch.isfinite(extremes.to(self.passed.dtype)).all():
-                self.passed.non_finite.append(self.name)
+            extremes = torch.stack(torch.aminmax(tensor))  # NaN if it has one; needs no extra memory, unlike isfinite
+            if not torch.isfinite(extremes.to(self.weights.dtype)).all():
+                self.weights.non_finite.append(self.name)
         return tensor
 
     def __getattr__(self, attribute: str) -> Any:
@@ -71,12 +71,12 @@ class CheckedTensor:
 
 
 def signatures_of(files: list[Path]) -> list[FileSignature]:
-    """What changes when somebody writes to the files, or puts others in their place."""
+    """Inode, size and modification time of each file, which change if a file is written or replaced."""
     return [(stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in (file.stat() for file in files)]
 
 
 def weights_hash(files: list[Path]) -> str:
-    """sha256 over the files' bytes: equal for equal weights."""
+    """SHA-256 of the files' bytes, the first 16 hex digits: equal for equal files."""
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:
@@ -86,6 +86,6 @@ def weights_hash(files: list[Path]) -> str:
 
 
 def hub_commit(file: Path) -> str | None:
-    """The commit that a file of the hub's cache is of: `.../snapshots/COMMIT/FILE`; None for a file of a directory."""
+    """The commit of a file in the hub's cache, `.../snapshots/COMMIT/FILE`; None for a file elsewhere."""
     folder = file.parent
     return folder.name if folder.parent.name == "snapshots" else None

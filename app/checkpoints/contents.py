@@ -1,4 +1,4 @@
-"""What a checkpoint's files hold, from their headers alone, and the declaration that would let it be served.
+"""Describes what a checkpoint's files contain, from their headers, and suggests a declaration for it.
 
 For `reward-service inspect`. No weights are read.
 """
@@ -17,36 +17,36 @@ JUDGE = {"head": {"positive": [" Yes"], "negative": [" No"]}}
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """A trunk that transformers has, and what is beside it in the files."""
+class Contents:
+    """A trunk that transformers has, and the other tensors in the files."""
 
     trunk: str  # its class
     num_parameters: int
     hidden_size: int
-    prefix: str  # before the trunk's names in the files
-    head_shapes: Mapping[str, tuple[int, ...]]  # all that is neither the trunk's nor the output embedding's
+    prefix: str  # of the trunk's names in the files
+    head_shapes: Mapping[str, tuple[int, ...]]  # of all tensors but the trunk's and the output embedding's
     has_output_embedding: bool
-    is_classifier: bool  # of transformers, by its architecture's name
+    is_classifier: bool  # by the name of its architecture
     num_labels: int = 1
 
     @property
     def beside(self) -> str:
-        """The tensors beside the trunk, in words; empty where there are none."""
+        """The tensors besides the trunk, as text; empty if there are none."""
         return in_words(self.head_shapes)
 
     def declaration(self) -> dict[str, Any] | None:
-        """A reward.json that would serve the checkpoint, if it is meant so; None where nothing can be read as a score."""
+        """A reward.json with which the service may accept the checkpoint; None if nothing looks like a score."""
         if self.is_classifier and self.num_labels > 1:
             return {"map": {"output": 0}}
         if self.is_classifier and any(name.startswith("classifier") for name in self.head_shapes):
-            return None  # an encoder's: its class computes more between the states and this layer
+            return None  # an encoder's class computes more between the states and this layer
         if self.head_shapes:
             return suggested_declaration(self.head_shapes, self.hidden_size)
         return JUDGE if self.has_output_embedding else None
 
 
-def look_at(source: str, saved: Saved) -> Seen | None:
-    """None where transformers has no plain model of this type, or its trunk is not in the files."""
+def read_contents(source: str, saved: Saved) -> Contents | None:
+    """None if transformers does not have this model type, or the trunk is not in the files."""
     trunk = empty_trunk(saved)
     try:
         layout = layout_of(source, saved.weights, trunk_names(trunk)) if trunk is not None else None
@@ -55,7 +55,7 @@ def look_at(source: str, saved: Saved) -> Seen | None:
     if trunk is None or layout is None:
         return None
     architecture = architecture_of(saved.raw_config.get("architectures"))
-    return Seen(
+    return Contents(
         trunk=type(trunk).__name__,
         num_parameters=sum(weight.numel() for weight in trunk.parameters()),
         hidden_size=trunk_names(trunk).hidden_size,
