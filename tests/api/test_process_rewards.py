@@ -159,10 +159,10 @@ def test_steps_that_do_not_fit_are_an_error(
         (
             {"text": TEXTS[0], **LOGPROBS, "step_ends": [1]},
             {"model": "helpfulness"},
-            "1 step_ends and the model reads 3 steps",
+            "1 step_ends, but the model reads 3 steps",
         ),
         ({"text": TEXTS[0], **LOGPROBS, "step_ends": [1]}, {"model": "safety"}, "the safety model reads one score"),
-        (SCORED, {"weight": 2.0}, "process is given and no item has process_rewards"),
+        (SCORED, {"weight": 2.0}, "process is given, but no item has process_rewards"),
         (SCORED | STEPS, {"on": "probability"}, "on probability but no model"),
         (SCORED | {"process_rewards": [1e308, 1e308], "step_ends": [0, 1]}, {"weight": 10.0}, "overflows float64"),
     ],

@@ -172,7 +172,7 @@ def test_code_in_a_pickle_is_never_run(
     torch.save(content, pickled / PICKLE, _use_new_zipfile_serialization=zipped)
     assert main(["convert", str(pickled), str(out)]) == 1
     told = capsys.readouterr().err
-    assert "holds more than tensors, and is not opened" in told
+    assert "contains more than tensors and is not opened" in told
     assert "\n" not in told.strip()
     assert not trace.exists()
     assert not out.exists()
@@ -216,7 +216,7 @@ def both_formats(directory: Path) -> None:
 
 REFUSED = {
     nested: "has a dict under 'state_dict' where a dense tensor is expected; save the model's state_dict",
-    a_list: "holds a list, not tensors by name",
+    a_list: "contains a list, not tensors by name",
     cut_short: "get an intact file",
     a_lost_shard: "pytorch_model-00002-of-00002.bin is missing",
     a_lost_tensor: "lacks score.weight",

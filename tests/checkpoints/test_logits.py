@@ -85,6 +85,6 @@ def test_classes_with_a_bias_or_a_scale_of_their_own_are_measured(family: str, s
 
 def test_a_language_model_with_layers_behind_its_states_is_refused(tmp_path: Path) -> None:
     make_language_model(tmp_path, "bert", is_decoder=True)
-    with pytest.raises(ModelRefusedError, match="BertLMHeadModel makes its logits of more than") as refused:
+    with pytest.raises(ModelRefusedError, match="BertLMHeadModel computes logits from more than") as refused:
         load_checkpoint(str(tmp_path), device="cpu", declared='{"head": {"token": 7}}')
     assert "\n" not in str(refused.value)

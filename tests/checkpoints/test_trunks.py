@@ -151,7 +151,7 @@ def test_a_classifiers_name_that_transformers_does_not_know_is_refused(tmp_path:
     for architecture in ("LlamaWithBonusForSequenceClassification", "MistralForSequenceClassification"):
         edit_config(tmp_path, architectures=[architecture])
         with pytest.raises(
-            ModelRefusedError, match=f"is {architecture}, and transformers has LlamaForSequenceClassification"
+            ModelRefusedError, match=f"is {architecture}, but transformers has LlamaForSequenceClassification"
         ):
             load_checkpoint(str(tmp_path), device="cpu")
         assert score(loaded(tmp_path, declared='{"head": "score"}')) == pytest.approx(plain, abs=1e-6)

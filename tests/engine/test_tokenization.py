@@ -380,7 +380,7 @@ def test_each_step_is_tokenized_by_itself_and_followed_by_the_mark() -> None:
 
 @pytest.mark.parametrize("form", [Text("a\nb"), RenderedChat("a\nb"), Messages((USER,)), Messages((ASSISTANT,))])
 def test_a_text_that_does_not_say_where_its_response_begins_has_no_steps(form: Any) -> None:
-    assert "say where its response begins" in refusal(by_steps(), form).message
+    assert "does not mark where its response begins" in refusal(by_steps(), form).message
 
 
 def test_truncation_keeps_the_steps_of_the_response_where_it_can() -> None:

@@ -178,7 +178,7 @@ DECLARED: dict[str, str] = {
     '{"head": {"token": 0}, "text": {"steps": {"separator": "a", "mark": 5}, "add_eos": true}}': "leave out append",
     '{"head": {"token": 0}, "text": {"append": [""]}}': "text.append",
     '{"head": {"token": 0}, "text": {"add_bos": "yes"}}': "valid boolean",
-    '{"head": {"token": 0}, "text": {"template": "{{ messages["}}': "no Jinja",
+    '{"head": {"token": 0}, "text": {"template": "{{ messages["}}': "not valid Jinja",
     '{"head": {"token": 0}, "text": {"template": "no.jinja"}}': "no chat template",
     '{"head": {"token": 0}, "text": {"template_kwargs": {"guidelines": "a"}}}': "not a variable of the chat template",
     '{"head": {"token": 0}, "text": {"template_kwargs": {"messages": []}}}': "not a variable of the chat template",
