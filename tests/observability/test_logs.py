@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
@@ -26,6 +26,9 @@ from app.observability.logs import LogFormat, LogLevel, log_loop_fault, log_to, 
 from app.observability.request_context import RequestContext, bind_request
 from tests.api.asking import TEA, ask
 from tests.conftest import Serve
+
+if TYPE_CHECKING:
+    from app.service import Service
 
 MARKER = "xyzzyplugh"
 """What stands in every text, key and path that is sent, and in no line that is logged."""
@@ -50,8 +53,13 @@ def requests_of(path: Path) -> Lines:
     return [line for line in lines_of(path) if line["logger"] == "app.requests"]
 
 
-def test_a_request_is_one_line_with_its_counts_and_times(serve: Serve, tmp_path: Path) -> None:
-    with serve() as client, logged(tmp_path / "log"):
+def service_of(client: httpx.Client) -> "Service":
+    service: Service = client.app.state.service  # type: ignore[attr-defined]
+    return service
+
+
+def test_a_request_is_one_line_with_its_counts_and_times(client: httpx.Client, tmp_path: Path) -> None:
+    with logged(tmp_path / "log"):
         answer = ask(client, "/score", {"items": [TEA, TEA]})
     (line,) = requests_of(tmp_path / "log")
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", line.pop("time"))
@@ -83,9 +91,9 @@ def test_a_request_is_one_line_with_its_counts_and_times(serve: Serve, tmp_path:
     ],
 )
 def test_every_route_says_how_many_items_it_had(
-    serve: Serve, tmp_path: Path, path: str, body: dict[str, Any], items: int
+    client: httpx.Client, tmp_path: Path, path: str, body: dict[str, Any], items: int
 ) -> None:
-    with serve() as client, logged(tmp_path / "log"):
+    with logged(tmp_path / "log"):
         assert client.post(path, json=body).status_code == 200
     (line,) = requests_of(tmp_path / "log")
     assert (line["route"], line["items"]) == (path, items)
@@ -134,18 +142,22 @@ def test_probes_are_for_debugging(client: httpx.Client, tmp_path: Path, level: L
     assert [line["route"] for line in requests_of(tmp_path / "log")] == routes
 
 
-def test_a_fault_is_a_warning_and_a_success_is_not(serve: Serve, tmp_path: Path) -> None:
-    with serve() as client, logged(tmp_path / "log", level="warning"):
+def test_a_fault_is_a_warning_and_a_success_is_not(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with logged(tmp_path / "log", level="warning"):
         ask(client, "/score", {"items": [TEA]})
-        client.app.state.service.draining = True  # type: ignore[attr-defined]
+        monkeypatch.setattr(service_of(client), "draining", True)
         assert client.post("/score", json={"items": [TEA]}).status_code == 503
     (line,) = requests_of(tmp_path / "log")
     assert (line["level"], line["status"], line["code"]) == ("warning", 503, "shutting_down")
 
 
-def test_the_models_that_are_still_loading_are_no_warning(serve: Serve, tmp_path: Path) -> None:
-    with serve() as client, logged(tmp_path / "log", level="debug"):
-        client.app.state.service.draining = True  # type: ignore[attr-defined]
+def test_the_models_that_are_still_loading_are_no_warning(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(service_of(client), "draining", True)
+    with logged(tmp_path / "log", level="debug"):
         assert client.get("/ready").status_code == 503
     (line,) = requests_of(tmp_path / "log")
     assert (line["level"], line["status"], line["route"]) == ("debug", 503, "/ready")
@@ -242,16 +254,13 @@ class FaultyEngine:
         raise ValueError(f"cannot take {inputs}") from KeyError(str(inputs))
 
 
-def test_an_unexpected_fault_is_logged_with_its_place_and_not_its_message(serve: Serve, tmp_path: Path) -> None:
-    with serve() as client:
-        service = client.app.state.service  # type: ignore[attr-defined]
-        engine = service.engine
-        service.engine = FaultyEngine(engine)
-        try:
-            with logged(tmp_path / "log"):
-                response = client.post("/score", json={"items": [{"text": TEXT}]}, headers={"x-request-id": "fault-1"})
-        finally:
-            service.engine = engine
+def test_an_unexpected_fault_is_logged_with_its_place_and_not_its_message(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    service = service_of(client)
+    monkeypatch.setattr(service, "engine", FaultyEngine(service.engine))
+    with logged(tmp_path / "log"):
+        response = client.post("/score", json={"items": [{"text": TEXT}]}, headers={"x-request-id": "fault-1"})
     assert (response.status_code, response.json()["error"]["code"]) == (500, "inference_failed")
     assert response.headers["x-request-id"] == "fault-1"
     assert MARKER not in (tmp_path / "log").read_text()
@@ -268,13 +277,13 @@ class FaultyTokenization(Tokenization):
         raise ValueError(f"cannot tokenize {inputs}")
 
 
-def test_a_fault_in_the_tokenizer_is_logged_without_the_text(serve: Serve, tmp_path: Path) -> None:
-    with serve() as client:
-        engine = client.app.state.service.engine  # type: ignore[attr-defined]
-        for tokenization in engine._tokenizations.values():
-            tokenization.__class__ = FaultyTokenization
-        with logged(tmp_path / "log"):
-            assert client.post("/score", json={"items": [{"text": TEXT}]}).status_code == 500
+def test_a_fault_in_the_tokenizer_is_logged_without_the_text(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for tokenization in service_of(client).ready_engine()._tokenizations.values():
+        monkeypatch.setattr(tokenization, "__class__", FaultyTokenization)
+    with logged(tmp_path / "log"):
+        assert client.post("/score", json={"items": [{"text": TEXT}]}).status_code == 500
     said = (tmp_path / "log").read_text()
     assert MARKER not in said
     assert "tokenizing failed for 1 requests" in said

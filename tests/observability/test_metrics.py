@@ -72,8 +72,14 @@ def scrape(client: httpx.Client, **headers: str) -> Values:
     return values_of(response.text)
 
 
-@pytest.fixture
+def added(before: Values, after: Values) -> Values:
+    """By how much each sample has grown."""
+    return {sample: number - before.get(sample, 0.0) for sample, number in after.items()}
+
+
+@pytest.fixture(scope="module")
 def fresh(serve: Serve) -> Iterator[httpx.Client]:
+    """Of a server that is asked nothing but how it is."""
     with serve() as client:
         yield client
 
@@ -98,10 +104,11 @@ def test_what_was_answered_before_the_service_was_ready_is_not_counted(fresh: ht
     assert value(values, "reward_build_info", version=__version__) == 1
 
 
-def test_the_counts_are_those_of_the_answers(fresh: httpx.Client) -> None:
-    answer = ask(fresh, "/score", {"items": [TEA, TEA, LOCK]})
-    assert fresh.post("/score", json={"items": []}).status_code == 422
-    values = scrape(fresh)
+def test_the_counts_are_those_of_the_answers(client: httpx.Client) -> None:
+    before = scrape(client)
+    answer = ask(client, "/score", {"items": [TEA, TEA, LOCK]})
+    assert client.post("/score", json={"items": []}).status_code == 422
+    values = added(before, scrape(client))
     assert value(values, "reward_requests_total", route="/score", status="200") == 1
     assert value(values, "reward_requests_total", route="/score", status="422") == 1
     assert value(values, "reward_request_seconds_count", route="/score") == 2
@@ -125,41 +132,45 @@ def test_the_counts_are_those_of_the_answers(fresh: httpx.Client) -> None:
     assert value(values, "reward_queue_items", device="cpu") == value(values, "reward_queue_tokens", device="cpu") == 0
 
 
-def test_sequences_that_were_cut_are_counted(fresh: httpx.Client) -> None:
+def test_sequences_that_were_cut_are_counted(client: httpx.Client) -> None:
+    before = scrape(client)
     long = {"prompt": "tea " * 600, "response": "yes"}
-    ask(fresh, "/score", {"items": [long, TEA], "truncation": "left", "models": ["safety"]})
-    values = scrape(fresh)
+    ask(client, "/score", {"items": [long, TEA], "truncation": "left", "models": ["safety"]})
+    values = added(before, scrape(client))
     assert value(values, "reward_truncated_sequences_total", model="safety") == 1
     assert value(values, "reward_truncated_sequences_total", model="helpfulness") == 0
 
 
-def test_a_compatibility_route_is_counted_with_its_own_errors(fresh: httpx.Client) -> None:
-    assert fresh.post("/classify", json={"input": ["tea"]}).status_code == 200
-    assert fresh.post("/classify", json={"input": []}).status_code == 400
-    values = scrape(fresh)
+def test_a_compatibility_route_is_counted_with_its_own_errors(client: httpx.Client) -> None:
+    before = scrape(client)
+    assert client.post("/classify", json={"input": ["tea"]}).status_code == 200
+    assert client.post("/classify", json={"input": []}).status_code == 400
+    values = added(before, scrape(client))
     assert value(values, "reward_requests_total", route="/classify", status="200") == 1
     assert value(values, "reward_requests_total", route="/classify", status="400") == 1
     assert value(values, "reward_rejected_requests_total", code="invalid_input") == 1
 
 
-def test_no_client_can_make_a_label(fresh: httpx.Client) -> None:
+def test_no_client_can_make_a_label(client: httpx.Client) -> None:
+    before = scrape(client)
     for path in ("/a", "/b?x=1", "/score/x", "/ui%00", "/metrics/x"):
-        fresh.get(path)
-    fresh.request("PROPFIND", "/score")
-    fresh.get("/docs")
-    routes = {dict(labels)["route"] for name, labels in scrape(fresh) if name == "reward_requests_total"}
-    assert routes == {"unmatched", "/score", "/docs"}
+        client.get(path)
+    client.request("PROPFIND", "/score")
+    client.get("/docs")
+    counts = added(before, scrape(client))
+    routes = {dict(labels)["route"] for (name, labels), n in counts.items() if name == "reward_requests_total" and n}
+    assert routes == {"unmatched", "/score", "/docs", "/metrics"}
 
 
-def test_no_series_says_only_when_it_was_created(fresh: httpx.Client) -> None:
-    assert not [name for name, _ in scrape(fresh) if name.endswith("_created")]
+def test_no_series_says_only_when_it_was_created(client: httpx.Client) -> None:
+    assert not [name for name, _ in scrape(client) if name.endswith("_created")]
 
 
-def test_a_scraper_that_asks_for_openmetrics_gets_it(fresh: httpx.Client) -> None:
-    response = fresh.get("/metrics", headers={"accept": "application/openmetrics-text; version=1.0.0"})
+def test_a_scraper_that_asks_for_openmetrics_gets_it(client: httpx.Client) -> None:
+    response = client.get("/metrics", headers={"accept": "application/openmetrics-text; version=1.0.0"})
     assert response.headers["content-type"].startswith("application/openmetrics-text")
     assert response.text.endswith("# EOF\n")
-    assert fresh.get("/metrics").headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert client.get("/metrics").headers["content-type"].startswith("text/plain; version=0.0.4")
 
 
 def test_metrics_ask_for_the_key_where_there_is_one(serve: Serve) -> None:
@@ -170,9 +181,9 @@ def test_metrics_ask_for_the_key_where_there_is_one(serve: Serve) -> None:
         assert value(values, "reward_requests_total", route="/metrics", status="401") == 1
 
 
-def test_a_draining_service_can_still_be_scraped(fresh: httpx.Client) -> None:
-    fresh.app.state.service.draining = True  # type: ignore[attr-defined]
-    values = scrape(fresh)
+def test_a_draining_service_can_still_be_scraped(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client.app.state.service, "draining", True)  # type: ignore[attr-defined]
+    values = scrape(client)
     assert (value(values, "reward_ready"), value(values, "reward_healthy")) == (0, 1)
 
 

@@ -5,10 +5,10 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
 import pytest
@@ -22,6 +22,9 @@ from app.errors import StartError
 from app.observability.tracing import Tracing, provider_from_environment
 from tests.api.asking import TEA, ask
 from tests.conftest import Serve
+
+if TYPE_CHECKING:
+    from app.service import Service
 
 ROOT = Path(__file__).resolve().parents[2]
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -37,14 +40,26 @@ def quiet_exporter() -> Iterator[None]:
     logging.getLogger(EXPORTER).disabled = True
 
 
-@contextmanager
-def traced(serve: Serve, **options: object) -> Iterator[tuple[httpx.Client, InMemorySpanExporter]]:
-    exporter = InMemorySpanExporter()
-    provider = TracerProvider(shutdown_on_exit=False, **options)
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    with serve() as client:
-        client.app.state.service.tracing = Tracing(provider)  # type: ignore[attr-defined]
-        yield client, exporter
+Traced = Callable[..., InMemorySpanExporter]
+
+
+@pytest.fixture
+def traced(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> Traced:
+    """Has the service make spans from now on, with these options; what they are exported to."""
+
+    def begin(**options: object) -> InMemorySpanExporter:
+        exporter = InMemorySpanExporter()
+        provider = TracerProvider(shutdown_on_exit=False, **options)
+        provider.add_span_processor(SimpleSpanProcessor(exporter))
+        monkeypatch.setattr(service_of(client), "tracing", Tracing(provider))
+        return exporter
+
+    return begin
+
+
+def service_of(client: httpx.Client) -> "Service":
+    service: Service = client.app.state.service  # type: ignore[attr-defined]
+    return service
 
 
 def named(spans: tuple[ReadableSpan, ...]) -> dict[str, list[ReadableSpan]]:
@@ -54,9 +69,9 @@ def named(spans: tuple[ReadableSpan, ...]) -> dict[str, list[ReadableSpan]]:
     return by_name
 
 
-def test_a_request_is_a_span_with_its_parts_as_children(serve: Serve) -> None:
-    with traced(serve) as (client, exporter):
-        answer = ask(client, "/score", {"items": [TEA, TEA]})
+def test_a_request_is_a_span_with_its_parts_as_children(client: httpx.Client, traced: Traced) -> None:
+    exporter = traced()
+    answer = ask(client, "/score", {"items": [TEA, TEA]})
     spans = named(exporter.get_finished_spans())
     (request,) = spans["POST /score"]
     (tokenize,), (wait,), forwards = spans["tokenize"], spans["queue"], spans["forward"]
@@ -80,10 +95,10 @@ def test_a_request_is_a_span_with_its_parts_as_children(serve: Serve) -> None:
     assert [started for started, _ in parts] == sorted(started for started, _ in parts)
 
 
-def test_the_clients_trace_goes_on_here_and_is_named_in_the_log_record(serve: Serve) -> None:
-    with traced(serve) as (client, exporter):
-        headers = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
-        assert client.post("/score", json={"items": [TEA]}, headers=headers).status_code == 200
+def test_the_clients_trace_goes_on_here_and_is_named_in_the_log_record(client: httpx.Client, traced: Traced) -> None:
+    exporter = traced()
+    headers = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
+    assert client.post("/score", json={"items": [TEA]}, headers=headers).status_code == 200
     spans = exporter.get_finished_spans()
     assert {f"{span.context.trace_id:032x}" for span in spans} == {TRACE}
     (request,) = named(spans)["POST /score"]
@@ -92,18 +107,20 @@ def test_the_clients_trace_goes_on_here_and_is_named_in_the_log_record(serve: Se
 
 
 @pytest.mark.parametrize("header", ["", "nonsense", "00-" + "0" * 32 + "-" + "0" * 16 + "-01", "\u00e9"])
-def test_a_traceparent_that_is_none_begins_a_trace(serve: Serve, header: str) -> None:
-    with traced(serve) as (client, exporter):
-        assert client.get("/info", headers=[(b"traceparent", header.encode())]).status_code == 200
+def test_a_traceparent_that_is_none_begins_a_trace(client: httpx.Client, traced: Traced, header: str) -> None:
+    exporter = traced()
+    assert client.get("/info", headers=[(b"traceparent", header.encode())]).status_code == 200
     (span,) = exporter.get_finished_spans()
     assert span.parent is None
 
 
-def test_an_error_has_its_code_and_only_the_services_own_fault_is_one(serve: Serve) -> None:
-    with traced(serve) as (client, exporter):
-        client.post("/score", json={"items": []})
-        client.app.state.service.draining = True  # type: ignore[attr-defined]
-        client.post("/score", json={"items": [TEA]})
+def test_an_error_has_its_code_and_only_the_services_own_fault_is_one(
+    client: httpx.Client, traced: Traced, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exporter = traced()
+    client.post("/score", json={"items": []})
+    monkeypatch.setattr(service_of(client), "draining", True)
+    client.post("/score", json={"items": [TEA]})
     refused, failed = exporter.get_finished_spans()
     assert (refused.attributes or {})["error.type"] == "invalid_input"
     assert refused.status.is_ok
@@ -112,19 +129,19 @@ def test_an_error_has_its_code_and_only_the_services_own_fault_is_one(serve: Ser
     assert not failed.status.is_ok
 
 
-def test_no_text_is_in_a_span(serve: Serve) -> None:
-    with traced(serve) as (client, exporter):
-        for body in ({"items": [{"text": "xyzzyplugh"}]}, {"items": [{"txt": "xyzzyplugh"}]}):
-            client.post("/score?xyzzyplugh", json=body, headers={"user-agent": "xyzzyplugh"})
-        client.get("/xyzzyplugh")
+def test_no_text_is_in_a_span(client: httpx.Client, traced: Traced) -> None:
+    exporter = traced()
+    for body in ({"items": [{"text": "xyzzyplugh"}]}, {"items": [{"txt": "xyzzyplugh"}]}):
+        client.post("/score?xyzzyplugh", json=body, headers={"user-agent": "xyzzyplugh"})
+    client.get("/xyzzyplugh")
     spans = exporter.get_finished_spans()
     assert len(spans) >= 3
     assert "xyzzyplugh" not in "".join(span.to_json() for span in spans)
 
 
-def test_what_is_not_sampled_makes_no_spans_and_works(serve: Serve) -> None:
-    with traced(serve, sampler=ALWAYS_OFF) as (client, exporter):
-        ask(client, "/score", {"items": [TEA]})
+def test_what_is_not_sampled_makes_no_spans_and_works(client: httpx.Client, traced: Traced) -> None:
+    exporter = traced(sampler=ALWAYS_OFF)
+    ask(client, "/score", {"items": [TEA]})
     assert exporter.get_finished_spans() == ()
 
 
