@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+from typing_extensions import override
 
 from reward_client import (
     AsyncRewardClient,
@@ -69,22 +70,25 @@ def test_a_closed_async_client_says_so() -> None:
 
 
 class Slow(echo.Echo):
-    wait_seconds = 0.25
+    wait_seconds = 1.5
 
 
 def test_waiting_for_an_own_connection_does_not_count_against_the_deadline() -> None:
-    """20 requests of 0.25 s over 2 connections take 2.5 s; each has 2 s from its sending."""
-    items = [{"text": str(number)} for number in range(20)]
-    settings: dict[str, Any] = {"limits": Limits(max_items=1), "max_concurrency": 2, "deadline_seconds": 2.0}
+    """6 requests of 1.5 s over 2 connections take 4.5 s; each has 4 s from its sending."""
+    items = [{"text": str(number)} for number in range(6)]
+    settings: dict[str, Any] = {"limits": Limits(max_items=1), "max_concurrency": 2, "deadline_seconds": 4.0}
 
-    async def run(url: str) -> list[float]:
+    def ask(url: str) -> list[float]:
+        with RewardClient(url, **settings) as client:
+            return client.score(items).of("safety")
+
+    async def ask_both(url: str) -> list[list[float]]:
         async with AsyncRewardClient(url, **settings) as client:
-            return (await client.score(items)).of("safety")
+            blocking = asyncio.create_task(asyncio.to_thread(ask, url))
+            return [(await client.score(items)).of("safety"), await blocking]
 
     with echo.serve(Slow) as url:
-        with RewardClient(url, **settings) as client:
-            assert client.score(items).of("safety") == list(range(20))
-        assert asyncio.run(run(url)) == list(range(20))
+        assert asyncio.run(ask_both(url)) == [list(range(6))] * 2
 
 
 class Silent(echo.Echo):
@@ -97,8 +101,17 @@ def test_a_server_that_is_slower_than_the_deadline_is_given_up_by_each_request(a
 
 
 def test_closing_ends_a_call_that_is_under_way() -> None:
+    asked, released = threading.Event(), threading.Event()
+
+    class Held(echo.Echo):
+        @override
+        def do_POST(self) -> None:
+            asked.set()
+            released.wait(60)
+            super().do_POST()
+
     errors: list[BaseException] = []
-    with echo.serve(Silent) as url:
+    with echo.serve(Held) as url:
         client = RewardClient(url, limits=Limits(max_items=1), max_concurrency=2)
 
         def ask() -> None:
@@ -109,9 +122,10 @@ def test_closing_ends_a_call_that_is_under_way() -> None:
 
         thread = threading.Thread(target=ask)
         thread.start()
-        time.sleep(0.2)
+        assert asked.wait(60)
         client.close()
-        thread.join(10)
+        released.set()
+        thread.join(60)
     assert [type(error) for error in errors] == [ClientClosedError]
 
 
