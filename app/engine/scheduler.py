@@ -1,9 +1,9 @@
-"""Which sequences the model thread computes next. Knows tokens and requests, and neither torch nor models.
+"""Chooses which sequences the model thread computes next. Knows tokens and requests, but neither torch nor models.
 
-Work-conserving: `take` returns as soon as anything is queued, up to `max_batch_tokens` that must be computed (a token that
-sequences share counts once, one in the models' prefix cache not at all), and never waits on a timer. Requests take turns, oldest first, so that no size starves
-another; each job that is taken pulls in the queued ones that share its prefix, at the cost of their own tokens only.
-The queue is bounded in tokens: beyond, jobs wait for room in the order they came.
+It is work-conserving: `take` never waits on a timer, but returns as soon as anything is queued, with up to `max_batch_tokens`
+tokens to compute. A token that sequences share counts once, a cached one not at all. Requests take turns, oldest first, so
+that small and large ones do not starve each other. Each job that is taken pulls in queued ones with the same prefix, which
+cost only their other tokens. The queue is bounded in tokens; further jobs wait for room in the order of their arrival.
 """
 
 import threading
@@ -20,11 +20,11 @@ from app.engine.sequence import TokenSequence
 
 MIN_SHARED_TOKENS = 16
 MIN_SHARED_FRACTION = 0.25
-"""A queued sequence is pulled in for at least so long a shared prefix; less saves little and costs others their turn."""
+"""The shortest shared prefix for which a queued sequence is pulled in; a shorter one saves little and delays others."""
 
 
 class Ticket:
-    """A request as the queue sees it: its jobs, and whether anyone still waits for them."""
+    """A request, as far as the queue knows it. A cancelled one needs no results."""
 
     def __init__(self) -> None:
         self.cancelled = False
@@ -32,46 +32,46 @@ class Ticket:
 
 @dataclass(eq=False, slots=True)
 class Job:
-    """One sequence to be scored by some models of one device. `slot` is its index in the request."""
+    """One sequence to score with some models of one device. `slot` is its index in the request."""
 
     ticket: Ticket
     slot: int
     sequence: TokenSequence
     models: tuple[str, ...]
-    vocabulary: str = ""  # whose token ids these are; a batch has those of one
+    vocabulary: str = ""  # of its token ids; a batch has jobs of one vocabulary
     token_scores: bool = False
     arrival: int = 0
     is_queued: bool = False
-    queued_at: float = 0.0  # by perf_counter, as is
-    taken_at: float = 0.0
+    queued_at: float = 0.0  # by time.perf_counter
+    taken_at: float = 0.0  # by time.perf_counter
 
 
 @dataclass(frozen=True, slots=True)
 class ScheduledBatch:
-    """The jobs that are taken from the queue together, and the batch of their sequences, in the same order."""
+    """Jobs taken from the queue together, and the batch of their sequences, in the same order."""
 
     jobs: Sequence[Job]
     batch: Batch
 
     def part(self, indices: Sequence[int]) -> "ScheduledBatch":
-        """Some of the jobs, in the order of `indices`; itself where these are all, in order."""
+        """The jobs at `indices`, in that order. Returns itself if these are all, in order."""
         if [*indices] == [*range(len(self.jobs))]:
             return self
         return ScheduledBatch([self.jobs[i] for i in indices], self.batch.part(indices))
 
 
 class Draft:
-    """A batch in the making: its jobs in the order in which they were chosen, each with the tokens that it adds."""
+    """A batch that is being filled: its jobs in the order of choice, each with the number of tokens that it adds."""
 
     def __init__(self, max_batch_tokens: int, num_cached_tokens: Callable[[Job], int]) -> None:
         self.jobs: dict[Job, int] = {}
         self._max_batch_tokens = max_batch_tokens
         self._num_cached_tokens = num_cached_tokens
         self._tree = TreeSize()
-        self._num_tokens = 0  # that must be computed
+        self._num_tokens = 0  # to be computed
 
     def add(self, job: Job) -> bool:
-        """Adds the job if it is the first or the budget allows it; whether it did."""
+        """Adds the job if it is the first or fits the budget. Returns whether it did."""
         key = job.sequence.key
         num_new = self._tree.cost(key)
         cost = min(num_new, job.sequence.num_tokens - self._num_cached_tokens(job))
@@ -87,9 +87,9 @@ def nothing_cached(_job: Job) -> int:
 
 
 class Scheduler:
-    """A bounded queue between the tokenizer and one model thread; every method may be called from any thread.
+    """A bounded queue between the tokenizer and one model thread. Thread-safe.
 
-    `num_cached_tokens` says how many of a job's first tokens its models need not compute; `take` calls it.
+    `num_cached_tokens` returns how many first tokens of a job are in its models' prefix caches; `take` calls it.
     """
 
     def __init__(
@@ -108,13 +108,13 @@ class Scheduler:
         self._arrivals = count()
         self._requests: dict[tuple[Ticket, str], deque[Job]] = {}  # by vocabulary, in the order of arrival
         self._by_prefix: dict[str, list[tuple[bytes, int, Job]]] = defaultdict(list)  # a vocabulary's jobs, by key
-        self._waiting: deque[Job] = deque()  # without room yet
-        self._num_discarded = 0  # of them, which nobody counts any more
+        self._waiting: deque[Job] = deque()  # for room in the queue
+        self._num_discarded = 0  # jobs in `_waiting` whose request was discarded
         self._num_waiting: Counter[Ticket] = Counter()
         self._num_waiting_tokens: Counter[Ticket] = Counter()
 
     def submit(self, jobs: list[Job]) -> bool:
-        """Queues the jobs; False, and nothing queued, once the queue is closed."""
+        """Queues the jobs. Once the queue is closed, it queues none and returns False."""
         with self._changed:
             if self._closed:
                 return False
@@ -135,7 +135,7 @@ class Scheduler:
             return True
 
     def take(self) -> ScheduledBatch | None:
-        """The next batch, oldest arrival first; blocks until there is one, and is None once the queue is closed."""
+        """The next batch, oldest arrival first. Blocks until there is one; None once the queue is closed."""
         with self._changed:
             while not (taken := self._take()):
                 if self._closed:
@@ -144,7 +144,7 @@ class Scheduler:
         return self._batch_of(taken)
 
     def take_full(self) -> ScheduledBatch | None:
-        """The next batch if so much is queued that more arrivals would not make it larger, else None. Never blocks."""
+        """The next batch if enough is queued to fill it, else None. Never blocks."""
         with self._changed:
             if self.num_queued_tokens < self.max_batch_tokens:
                 return None
@@ -160,7 +160,7 @@ class Scheduler:
         return ScheduledBatch(jobs, Batch([job.sequence for job in jobs], [job.token_scores for job in jobs], costs))
 
     def discard(self, tickets: Collection[Ticket]) -> None:
-        """Takes the jobs of these requests out of the queue at once; each must be cancelled before."""
+        """Removes the jobs of these requests, which must be cancelled, from the queue."""
         with self._changed:
             for ticket in tickets:
                 for vocabulary in self._by_prefix:
@@ -169,13 +169,13 @@ class Scheduler:
                             self._dequeue(job)
                 self._num_discarded += self._num_waiting.pop(ticket, 0)
                 self._num_waiting_tokens.pop(ticket, None)
-            if self._num_discarded > len(self._waiting) / 2:  # not for each: all that wait are looked through
+            if self._num_discarded > len(self._waiting) / 2:  # seldom, because this goes through all waiting jobs
                 self._waiting = deque(job for job in self._waiting if job.ticket in self._num_waiting)
                 self._num_discarded = 0
             self._admit()
 
     def close(self) -> list[Job]:
-        """Ends every `take`; returns the jobs that no batch will hold any more."""
+        """Ends every `take`. Returns the jobs that are left."""
         with self._changed:
             self._closed = True
             left = [job for queue in self._by_prefix.values() for _, _, job in queue] + list(self._waiting)
@@ -189,21 +189,21 @@ class Scheduler:
 
     @property
     def num_waiting_requests(self) -> int:
-        """Requests with jobs that wait for room in the queue."""
+        """The number of requests with jobs that wait for room in the queue."""
         return len(self._num_waiting)
 
     @property
     def num_jobs(self) -> int:
-        """Jobs that are not taken yet, those that wait for room included."""
+        """The number of jobs not taken yet, including those that wait for room."""
         return self._num_queued + len(self._waiting) - self._num_discarded
 
     @property
     def num_tokens(self) -> int:
-        """Their tokens, none counted as shared."""
+        """The number of tokens of these jobs; a shared token counts once per job."""
         return self.num_queued_tokens + self._num_waiting_tokens.total()
 
     def _admit(self) -> None:
-        """Lets jobs in while there is room, in order; one that is larger than the whole queue enters an empty one."""
+        """Moves waiting jobs into the queue while there is room, in order. An empty queue takes a job of any size."""
         while self._waiting:
             job = self._waiting[0]
             if job.ticket not in self._num_waiting:
@@ -232,7 +232,7 @@ class Scheduler:
         insort(self._by_prefix[job.vocabulary], (job.sequence.key, job.arrival, job))
 
     def _take(self) -> dict[Job, int]:
-        """The jobs of the next batch in the order in which they were chosen, each with the tokens that it adds."""
+        """The jobs of the next batch in the order of choice, each with the number of tokens that it adds."""
         self._drop_cancelled()
         draft = Draft(self.max_batch_tokens, self._num_cached_tokens)
         for job in self._in_turns():
@@ -243,9 +243,9 @@ class Scheduler:
         return draft.jobs
 
     def _in_turns(self) -> Iterator[Job]:
-        """One job of each request in turn, all of the oldest one's vocabulary, until none is left.
+        """Yields one job of each request in turn until none is left, all of the oldest job's vocabulary.
 
-        The caller dequeues each before it asks for the next.
+        The caller must dequeue each job before it takes the next.
         """
         chosen: str | None = None
         rotation = deque(self._requests.items())
@@ -253,7 +253,7 @@ class Scheduler:
             (ticket, vocabulary), jobs = turn = rotation.popleft()
             if chosen not in {None, vocabulary}:
                 continue
-            while jobs and not jobs[0].is_queued:  # taken, or pulled in before its turn
+            while jobs and not jobs[0].is_queued:  # taken already, or pulled in by another job
                 jobs.popleft()
             if jobs:
                 chosen = vocabulary
@@ -263,10 +263,10 @@ class Scheduler:
                 del self._requests[ticket, vocabulary]
 
     def _pull_in(self, anchor: Job, index: int, draft: Draft) -> None:
-        """Takes the queued neighbours of the anchor by prefix, the nearest first, while the budget lasts."""
+        """Adds queued jobs that share a prefix with the anchor, the longest shared prefix first, while the budget lasts."""
         queue, key = self._by_prefix[anchor.vocabulary], anchor.sequence.key
-        start = key[: MIN_SHARED_TOKENS * TOKEN_BYTES]  # compared first: it takes less time than to count
-        after, before = index, index - 1  # what was at `index` has moved up
+        start = key[: MIN_SHARED_TOKENS * TOKEN_BYTES]  # compared first, because that is cheaper than counting
+        after, before = index, index - 1  # the anchor was at `index` and has been removed
         while True:
             neighbours = [
                 (num_common_tokens(key, queue[i][0]), i)
@@ -285,7 +285,7 @@ class Scheduler:
             before -= i == before
 
     def _dequeue(self, job: Job) -> int:
-        """Takes a job out of the queue; returns the index that it had among the prefixes."""
+        """Removes a job from the queue. Returns the index that it had in `_by_prefix`."""
         queue = self._by_prefix[job.vocabulary]
         index = bisect_left(queue, (job.sequence.key, job.arrival, job))
         del queue[index]

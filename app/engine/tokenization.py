@@ -1,8 +1,7 @@
-"""Text to `TokenSequence`: special tokens, pairs, truncation. Knows tokenizers, and neither models nor queues.
+"""Converts an `Input` to a `TokenSequence`: special tokens, pairs, truncation. Knows tokenizers, but no models and no queues.
 
-Four input forms (`Input`): a prompt and a response, messages, text, token ids. Every form keeps the tokenizer's own
-conventions unless the checkpoint's `TextRules` say otherwise: exactly one BOS where the tokenizer has one, whatever the text
-begins with, and no EOS that neither the tokenizer nor the template adds.
+Every form of input follows the tokenizer's own conventions unless the checkpoint's `TextRules` override them: exactly one BOS
+if the tokenizer adds one, even if the text already begins with it, and no EOS unless the tokenizer or the template adds it.
 """
 
 import hashlib
@@ -23,7 +22,7 @@ from app.errors import InvalidInputError, TooLongError
 
 
 class Tokenization:
-    """One tokenizer with one model's limits and text rules. Equal fingerprints give equal sequences."""
+    """A tokenizer with one model's limits and text rules."""
 
     def __init__(
         self,
@@ -35,14 +34,14 @@ class Tokenization:
         is_encoder: bool = False,
         finds_response: bool = False,
     ) -> None:
-        """`finds_response`: whether a sequence says where its response begins, for a head that reads it alone."""
+        """`finds_response`: set `num_prompt_tokens` of the sequences, for a head that reads only the response."""
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.vocab_size = vocab_size
         self.rules = rules if rules is not None else TextRules()
         self._finds_response = finds_response
         self._encoder = TextEncoder(tokenizer)
-        # Looked up once: transformers takes microseconds for it.
+        # Read once, because transformers takes microseconds for each access.
         self._bos_id: int | None = tokenizer.bos_token_id
         self._eos_id: int | None = tokenizer.eos_token_id
         frame = self._encoder.pair_frame() if is_encoder or self.rules.pair_encoding else None
@@ -69,7 +68,7 @@ class Tokenization:
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def encode(self, inputs: list[Input], truncation: Truncation) -> list[TokenSequence | InvalidInputError]:
-        """A sequence per input, or the error that the input deserves. Short texts are encoded in one call."""
+        """One sequence, or error, per input. Short texts are encoded in one call."""
         outcomes: list[TokenSequence | InvalidInputError | None] = [None] * len(inputs)
         rendered: dict[int, Rendered] = {}
         for i, item in enumerate(inputs):
@@ -98,7 +97,7 @@ class Tokenization:
         return [outcome for outcome in outcomes if outcome is not None]
 
     def strings(self, token_ids: list[int]) -> list[str]:
-        """Each token as the vocabulary writes it."""
+        """Each token's text in the vocabulary."""
         return [str(token) for token in self.tokenizer.convert_ids_to_tokens(token_ids)]
 
     # -- one input --------------------------------------------------------------------------------------------------
@@ -159,7 +158,7 @@ class Tokenization:
         return TokenSequence.of(ids, truncated=is_cut, num_prompt_tokens=min(max(num_prompt, 0), len(ids)))
 
     def _num_response_tokens_of(self, item: Input, whole: Rendered, body: TextTokens, leading: list[int]) -> int:
-        """The tokens of the response. Raises InvalidInputError where the input does not say where it begins."""
+        """How many tokens the response has. Raises InvalidInputError if the input does not mark where it begins."""
         num_response = self._num_response_tokens(item, body, leading, whole, 1 << 62)
         if num_response is None:
             raise InvalidInputError(
@@ -170,9 +169,9 @@ class Tokenization:
         return num_response
 
     def _closing(self, body: TextTokens, trailing: Sequence[int]) -> list[int]:
-        """What closes the sequence: the tokenizer's own ids, and by the rules one EOS, then the ids to be appended.
+        """The ids after the text: the tokenizer's own, then by the text rules one EOS, then `append_ids`.
 
-        None where the text ends in the ids that would be appended, if the rules say so.
+        Empty if the text already ends in `append_ids` and the rules say `append_unless_present`.
         """
         if not self.rules.add_eos and not self.rules.append_ids:
             return [*trailing]
@@ -194,7 +193,7 @@ class Tokenization:
         truncation: Truncation,
         whole: Rendered | None,
     ) -> tuple[list[int], bool]:
-        """The ids within `max_length`, and whether the body was cut. What opens and closes the sequence stays."""
+        """The ids, truncated to the limit, and whether the body was truncated. `leading` and `closing` always stay."""
         limit = self._limit(item)
         room = limit - len(leading) - len(closing)
         ids = body.first(max(room, 0) + 1)
@@ -206,7 +205,7 @@ class Tokenization:
         if truncation == "error":
             raise TooLongError(f"{too_long}; shorten it, or set truncation", item.item)
         if room <= 0:
-            raise TooLongError(f"{too_long}, which the special tokens alone fill", item.item)
+            raise TooLongError(f"{too_long}, which the special tokens alone reach; raise the limit", item.item)
         if truncation == "right":
             return [*leading, *ids[:room], *closing], True
         if truncation == "prompt":
@@ -225,7 +224,7 @@ class Tokenization:
         return [*leading, *body.last(room), *closing], True
 
     def _from_pair(self, item: Input, first: TextTokens, second: TextTokens, truncation: Truncation) -> TokenSequence:
-        """Two texts as the tokenizer's own pair; over the limit the first loses its oldest tokens, then the second."""
+        """A pair as the tokenizer frames it. Over the limit, the first text loses its oldest tokens, then the second."""
         frame = self._pair_frame
         assert frame is not None
         closing = list(self.rules.append_ids)
@@ -262,7 +261,7 @@ class Tokenization:
         return TokenSequence.of(ids, truncated=is_cut, token_types=types if self._encoder.has_token_types else None)
 
     def _described(self, body: TextTokens, leading: list[int], closing: list[int], limit: int) -> str:
-        """The number of tokens, where it is known without tokenizing a long text whole."""
+        """The number of tokens for messages; only a lower bound for a long text, which is not tokenized to its end."""
         if isinstance(body, LongText):
             return f"over {limit} tokens in {body.num_chars} characters"
         return f"{len(leading) + len(body.first(1 << 62)) + len(closing)} tokens"
@@ -270,10 +269,10 @@ class Tokenization:
     def _num_response_tokens(
         self, item: Input, body: TextTokens, leading: list[int], whole: Rendered | None, room: int
     ) -> int | None:
-        """The tokens from where the response begins: those that the whole does not share with its prompt alone; None where the
-        input does not say where that is.
+        """How many tokens follow the prompt, counted after the common prefix with the tokenized prompt; None if the input does
+        not mark where its response begins.
 
-        In a long text the tokens of the rest of the text, counted no further than the room.
+        For a long text, the number of tokens of the rest of the text, counted up to `room` + 1.
         """
         if isinstance(body, PromptThenResponse):
             return body.num_response
@@ -292,7 +291,7 @@ class Tokenization:
 
 
 class PromptThenResponse(WholeText):
-    """The tokens of a prompt and of its response, which were tokenized apart."""
+    """The tokens of a prompt and of its response, which were tokenized separately."""
 
     def __init__(self, prompt: list[int], response: list[int]) -> None:
         super().__init__([*prompt, *response])
@@ -300,7 +299,7 @@ class PromptThenResponse(WholeText):
 
 
 class WithoutFirst:
-    """Tokens but for the first, which is kept apart."""
+    """All tokens except the first."""
 
     def __init__(self, tokens: TextTokens) -> None:
         self._tokens = tokens
@@ -314,6 +313,7 @@ class WithoutFirst:
 
 
 def check_ids(item: Input, token_ids: Sequence[int], vocab_size: int) -> None:
+    """Raises InvalidInputError for an id outside the vocabulary."""
     if token_ids and (min(token_ids) < 0 or max(token_ids) >= vocab_size):
         wrong = next(i for i in token_ids if not 0 <= i < vocab_size)
         raise InvalidInputError(
@@ -322,7 +322,7 @@ def check_ids(item: Input, token_ids: Sequence[int], vocab_size: int) -> None:
 
 
 def num_common_prefix(text: str, prompt: str) -> str:
-    """The part that both begin with; a prompt is mostly the beginning of the text."""
+    """The common prefix of both. Usually the prompt is the beginning of the text."""
     if text.startswith(prompt):
         return prompt
     length = next(
@@ -332,7 +332,7 @@ def num_common_prefix(text: str, prompt: str) -> str:
 
 
 def check_lone_surrogates(item: Input, text: str) -> None:
-    """A tokenizer would raise for the whole batch."""
+    """Raises InvalidInputError for a lone surrogate, for which a tokenizer would fail the whole batch."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -343,5 +343,5 @@ def check_lone_surrogates(item: Input, text: str) -> None:
 
 
 def num_equal(pairs: Iterable[tuple[int, int]]) -> int:
-    """How many pairs are equal before the first that is not."""
+    """How many pairs are equal before the first unequal one."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
