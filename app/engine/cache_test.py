@@ -1,4 +1,4 @@
-"""The test that a model passes before it gets a prefix cache: cached prefixes change no state."""
+"""Tests that cached prefixes do not change a model's states before the model gets a prefix cache."""
 
 import logging
 from collections.abc import Sequence
@@ -30,9 +30,9 @@ def add_cache(
 ) -> None:
     """Gives a packed model a prefix cache of at most `num_bytes`, unless cached prefixes would change its states.
 
-    The least length of its prefixes follows from the model's FLOPs per token unless it is given. Its memory is allocated
-    now. `test_states` are those that `select_plan` returned, computed anew where they are not given. `model.cache_reason` says
-    why a model has none. Raises ModelRefusedError where the memory cannot be had and the cache `is_required`.
+    Its memory is allocated now. `min_prefix_tokens` (default: from the model's FLOPs per token) is the shortest prefix that is
+    cached. `test_states` are those that `select_plan` returned; they are computed if not given. `model.cache_reason` tells why
+    a model has no cache. Raises ModelRefusedError if there is not enough memory and the cache `is_required`.
     """
     if model.plan.path != "packed":
         model.cache_reason = f"the {model.plan.path} path computes whole sequences"
@@ -63,19 +63,19 @@ def add_cache(
         logger.warning("%s", model.cache_reason)
     if model.cache_reason is not None:
         model.cache = None
-    # Not before the test, whose sequences are short.
+    # After the test, whose sequences are short.
     cache.prefixes.min_prefix_tokens = min_prefix_tokens or least_prefix_tokens(model.flops_per_token)
 
 
 def read_states(model: RewardModel, sequences: Sequence[TokenSequence], states: Tensor) -> Tensor:
-    """Those that the head reads among the states of all tokens of the sequences."""
+    """Selects the states that the head reads from those of all tokens of the sequences."""
     starts = np.cumsum([0, *(sequence.num_tokens for sequence in sequences)])
     rows = [start + model.head.position.of(each) for start, each in zip(starts, sequences, strict=False)]
     return states[torch.from_numpy(np.concatenate(rows)).to(states.device)]
 
 
 def fault_of_cache(model: RewardModel, cache: KeyValueCache, batch: Batch, expected: Tensor) -> str | None:
-    """Why the model cannot use the cache, which is empty before and after; None where it can."""
+    """Why the model cannot use the cache; None if it can. The cache must be empty, and is emptied again."""
     for part in (batch.part([0, min(5, len(batch) - 1)]), batch):  # the second batch finds what the first one left
         computed = model.compute(part)
     cache.prefixes.clear()

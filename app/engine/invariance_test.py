@@ -1,4 +1,4 @@
-"""The test of batch invariance, a part of the self-test: whether a score has the same bits alone and in any batch."""
+"""Tests batch invariance, as a part of the self-test: whether a score has the same bits alone and in any batch."""
 
 import numpy as np
 import torch
@@ -12,8 +12,8 @@ from app.engine.reward_model import RewardModel
 from app.engine.sequence import TokenSequence
 
 ROW_MULTIPLES = (16, 64)
-"""That rows are padded to: 16 (a vector's length) where matrix products sum every row alike, else 64, more than the few rows
-for which libraries have other kernels."""
+"""Rows are padded to a multiple of 16 (a vector's length) if matrix products then sum every row in the same order, else of 64,
+because libraries use other kernels for few rows."""
 
 
 def first_row_multiple(model: RewardModel) -> int:
@@ -35,7 +35,8 @@ def may_be_batch_invariant(model: RewardModel) -> bool:
 
 
 def is_batch_invariant(model: RewardModel, sequences: list[TokenSequence]) -> bool:
-    """Whether states are the same to the bit alone on one thread, and in the whole batch and in a part of it on all threads."""
+    """Whether states are bitwise equal in three cases: alone on one thread, in the whole batch and in a part of it on all
+    threads."""
     if not may_be_batch_invariant(model):
         return False
     num_layers = first_layers(model)
@@ -49,7 +50,7 @@ def is_batch_invariant(model: RewardModel, sequences: list[TokenSequence]) -> bo
 
 
 def is_same_in_parts(model: RewardModel, layer: LayerShape) -> bool:
-    """Whether a layer's queries have the same bits whichever part of their block is computed, on one thread and on all."""
+    """Whether a layer's attention gives the same bits for any part of a block of queries, on one thread and on all."""
     generator, path = torch.Generator().manual_seed(0), np.arange(2 * BLOCK)
     key_heads = layer.num_key_value_heads
     query, key, value = (
@@ -77,6 +78,6 @@ def is_same_in_parts(model: RewardModel, layer: LayerShape) -> bool:
 
 
 def states_of(model: RewardModel, sequences: list[TokenSequence], num_layers: int) -> list[Tensor]:
-    """(tokens, hidden) of each sequence, as `states_for_bits`."""
+    """The states of each sequence, (tokens, hidden), from `states_for_bits`."""
     states = states_for_bits(model, Batch.of(sequences, [True] * len(sequences)), num_layers)
     return list(torch.split(states, [sequence.num_tokens for sequence in sequences]))

@@ -1,4 +1,4 @@
-"""Forwards of a batch's prefix tree as one row, in which every token that sequences share is computed once."""
+"""Forward passes of a batch's prefix tree as one packed row, in which every shared token is computed once."""
 
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
@@ -30,7 +30,7 @@ BACKENDS: dict[BackendName, AttentionBackend] = {"blocks": BlockBackend(), "flex
 def prepare_packed(
     model: "RewardModel", batch: Batch, positions: Sequence[IntArray], cache: "KeyValueCache | None"
 ) -> Prepared:
-    """The host's part of a forward that computes what the cache does not have. `positions` are those that the head reads."""
+    """Prepares a forward pass on the host, for the tokens that are not cached. `positions` are those that the head reads."""
     if cache is None:
         return prepare_rows(model, batch, positions, RowLayout(batch.tree), None)
     lease = Lease(cache, cache.reserve(batch))
@@ -61,6 +61,7 @@ def wanted_rows(batch: Batch, positions: Sequence[IntArray]) -> list[IntArray]:
 
 
 def packed_states(model: "RewardModel", prepared: Prepared) -> Computed:
+    """Runs the forward pass. On a GPU it may still be running when this returns."""
     packed_row, rows, batch = prepared.packed_row, prepared.rows, prepared.batch
     assert packed_row is not None
     assert rows is not None
@@ -69,7 +70,7 @@ def packed_states(model: "RewardModel", prepared: Prepared) -> Computed:
         states = last_states(model, packed_row, prepared.positions, rows)
     else:
         states = trunk_states(model, packed_row)
-        states = states[upload(rows, states.device)]  # of the last layer
+        states = states[upload(rows, states.device)]  # on the last layer's device
     model.attended_layers = packed_row.layers
     num_cached = prepared.lease.reservation.num_cached_tokens if prepared.lease is not None else [0] * len(batch)
     is_whole = packed_row.layout.is_computed is None and not any(num_cached)
@@ -91,7 +92,7 @@ def trunk_states(model: "RewardModel", packed_row: PackedRow) -> Tensor:
 
 
 def last_states(model: "RewardModel", packed_row: PackedRow, positions: Sequence[IntArray], rows: IntArray) -> Tensor:
-    """(n, hidden): the states at the wanted positions, all the last layer computes besides keys and values."""
+    """(n, hidden): the states at the wanted positions. Of other rows, the last layer computes only keys and values."""
     bounds = [0, *accumulate(map(len, positions))]
     own_rows = np.arange(len(rows))
     layout = packed_row.layout

@@ -38,23 +38,23 @@ logger = logging.getLogger(__name__)
 
 Path = Literal["packed", "padded", "single"]
 SMALL_FORWARD_FLOPS = 5e8
-"""A forward with fewer FLOPs (a few milliseconds) runs on one thread. On several, every operation would wait for a core that
-the event loop, the tokenizer or a client on the same machine is using."""
+"""A forward pass with fewer FLOPs (a few milliseconds) runs on one thread. On several, every operation would wait for a core
+that the event loop, the tokenizer or a client on the same machine is using."""
 
 
 @dataclass(slots=True)
 class ExecutionPlan:
-    """How a model is run, as the self-test decided; `GET /info` shows it."""
+    """How a model is run, chosen by the self-test; `GET /info` shows it."""
 
     path: Path
     reason: str
     batch_invariant: bool = False
-    skips_last_layer: bool = False  # of the last layer only the rows that the head reads are computed
+    skips_last_layer: bool = False  # the last layer computes only the rows that the head reads
     backend: BackendName = "blocks"
 
     @property
     def name(self) -> str:
-        """The path, and by what attention is computed where that is not the CPU's own way."""
+        """The path, and the attention backend if it is not the CPU's."""
         return self.path if self.backend == "blocks" else f"{self.path} with flex_attention"
 
 
@@ -90,30 +90,30 @@ class RewardModel:
         self.threads = ForwardThreads()
         self.plan = ExecutionPlan("single", "not tested yet")
         self.attended_layers: list[LayerShape] = []
-        """The layers of the last packed forward."""
+        """The layers' attention in the last packed forward pass."""
         self.memory: ForwardMemory | None = None
         self.cache: KeyValueCache | None = None
         self.cache_reason: str | None = "off"
-        """Why there is no prefix cache; None where there is one."""
+        """Why there is no prefix cache; None if there is one."""
 
     def score(self, batch: Batch) -> list[Scored]:
         """The scores of the batch's sequences, in order.
 
-        May return non-finite numbers; raises what torch raises.
+        They may be non-finite. Raises what torch raises.
         """
         prepared = self.prepare(batch)
         return self.finish(prepared, self.launch(prepared))
 
     def compute(self, batch: Batch) -> Computed:
-        """Runs the batch on the plan's path, and keeps in the prefix cache what it adds."""
+        """Runs the batch on the plan's path, and adds its keys and values to the prefix cache."""
         prepared = self.prepare(batch)
         return self._settle(prepared, self.launch(prepared))
 
-    # A forward in three steps, so that on a GPU the next batch is prepared while one is computed. Batches are launched
-    # and finished in the order in which they were prepared.
+    # A forward pass has three steps, so that the host prepares a batch while a GPU computes the one before. Batches are
+    # launched and finished in the order in which they were prepared.
 
     def prepare(self, batch: Batch) -> Prepared:
-        """The host's part: the tree, the mask, what is cached; copies to a GPU are queued. `launch` or `abandon` comes next."""
+        """The host's part: tree, mask, cache lookup, asynchronous copies to a GPU. Call `launch` or `abandon` next."""
         positions = self.all_positions(batch)
         if self.plan.path != "packed":
             return Prepared(batch, positions)
@@ -121,7 +121,7 @@ class RewardModel:
             return prepare_packed(self, batch, positions, self._cache_for(batch))
 
     def launch(self, prepared: Prepared) -> Computed:
-        """The forward. On a GPU it may still run when this returns. Raises what torch raises; then nothing is kept."""
+        """The forward pass. On a GPU it may still run when this returns. If torch raises, the cache reservation is released."""
         batch = prepared.batch
         is_small = self._is_small(batch.num_tokens)
         with releasing(prepared.lease), torch.inference_mode(), self.threads.set_for_forward(is_small=is_small):
@@ -137,25 +137,25 @@ class RewardModel:
         return num_tokens * self.flops_per_token < self.small_forward_flops
 
     def finish(self, prepared: Prepared, computed: Computed) -> list[Scored]:
-        """The scores; waits for the forward. What it added to the prefix cache is kept from now on."""
+        """Waits for the forward pass, publishes what it added to the prefix cache, and returns the scores."""
         computed = self._settle(prepared, computed)
         return self._collect(prepared, self.head.score_states(computed.states), computed)
 
     def abandon(self, prepared: Prepared) -> None:
-        """Gives back what a batch holds that is not going to be launched, or finished."""
+        """Releases the cache reservation of a batch that will not be launched or finished."""
         if prepared.lease is not None:
             prepared.lease.cache.release(prepared.lease.reservation)
 
     def is_current(self, prepared: Prepared) -> bool:
-        """Whether preparing the batch anew would find nothing more in the prefix cache."""
+        """Whether preparing the batch again would find no more in the prefix cache."""
         lease, cache = prepared.lease, self._cache_for(prepared.batch)
         if lease is None or cache is None:
             return lease is None and cache is None
         return lease.cache is cache and cache.is_current(lease.reservation, prepared.batch)
 
     def _cache_for(self, batch: Batch) -> "KeyValueCache | None":
-        """The prefix cache; None where every sequence of the batch is too short for it."""
-        cache = self.cache  # once: a reload takes it away from another thread
+        """The prefix cache; None if every sequence of the batch is too short for it."""
+        cache = self.cache  # read once: during a reload, another thread sets it to None
         return cache if cache is not None and cache.may_use(batch) else None
 
     def _settle(self, prepared: Prepared, computed: Computed) -> Computed:
@@ -167,7 +167,7 @@ class RewardModel:
         return computed
 
     def num_cached_tokens(self, sequence: TokenSequence, *, token_scores: bool) -> int:
-        """The first tokens of the sequence that the next forward need not compute, as the prefix cache is now."""
+        """How many first tokens of the sequence a forward pass could read from the prefix cache now."""
         cache = self.cache
         if cache is None or token_scores or not cache.prefixes.may_use(sequence.key):
             return 0
@@ -180,7 +180,7 @@ class RewardModel:
             return 0
 
     def find_fault(self, sequence: TokenSequence) -> str | None:
-        """Why the head cannot read the sequence, or a forward of it does not fit in memory; None where it can be scored."""
+        """Why the head cannot read the sequence, or its forward pass does not fit in memory; None if it can be scored."""
         if self.memory is not None and (fault := self.memory.find_fault(sequence.num_tokens)) is not None:
             return fault
         if (fault := self.head.find_fault(sequence)) is None:
@@ -188,7 +188,7 @@ class RewardModel:
         return f"{fault}; the {self.name} model reads its score there, so {self.head.position.remedy}"
 
     def shrink_cache(self) -> bool:
-        """Empties the prefix cache and halves its size, to free memory; False where there is nothing to free."""
+        """Empties the prefix cache and halves its size, to free memory. Returns False if there is nothing to free."""
         if self.cache is None or not self.cache.max_bytes:
             return False
         self.cache.halve()
@@ -197,18 +197,18 @@ class RewardModel:
 
     @cached_property
     def flops_per_token(self) -> int:
-        """FLOPs of the products with the trunk's matrices; those of attention are left out."""
+        """FLOPs of the products with the trunk's matrices, without attention."""
         return sum(2 * each.numel() for each in matrices_of(self.trunk))
 
     def reference_score(self, sequence: TokenSequence) -> float:
-        """The score by a plain forward of the one unpadded sequence: transformers' own classifier, or the trunk and the head."""
+        """The score by a plain forward pass of the unpadded sequence, with transformers' own classifier or trunk and head."""
         if self.checkpoint.own_forward_gives_score:
             return self.head.map(self._plain_forward(self.net, sequence).logits.cpu().tolist()[0])
         states = self.reference_states(sequence)[torch.from_numpy(self.head.position.of(sequence))]
         return self.head.reduce(self.head.score_states(states))
 
     def reference_states(self, sequence: TokenSequence) -> Tensor:
-        """(tokens, hidden) by a plain forward of the one unpadded sequence; (1, k) where the model's own applies the head."""
+        """(tokens, hidden) by a plain forward pass of the unpadded sequence; (1, k) if the model's own applies the head."""
         if not self.head.layers:
             logits: Tensor = self._plain_forward(self.net, sequence).logits
             return logits
@@ -225,20 +225,20 @@ class RewardModel:
 
     @property
     def devices(self) -> list[str]:
-        """Where its weights are: one device, or those that a split model is spread over."""
+        """The devices of its weights: one, or several for a split model."""
         device_map = getattr(self.net, "hf_device_map", {"": self.device})
         accelerator = self.device.type
         return list(dict.fromkeys(f"{accelerator}:{d}" if isinstance(d, int) else str(d) for d in device_map.values()))
 
     @property
     def weight_dtype(self) -> str:
-        """The type of the trunk's matrices; they are multiplied in `dtype`."""
+        """The dtype in which the trunk's matrices are stored; products are computed in `dtype`."""
         return self.checkpoint.weight_dtype
 
     # -- the head ---------------------------------------------------------------------------------------------------
 
     def _collect(self, prepared: Prepared, scores: list[float], computed: Computed) -> list[Scored]:
-        """Deals out the scores of the batch's positions, in that order."""
+        """Assigns the scores of the batch's positions, in order, to its sequences."""
         scored, taken = [], 0
         is_per_step, gives_probability = self.head.position.is_per_step, self.head.map.gives_probability
         for sequence, all_tokens, given, num_computed, num_cached in zip(
@@ -268,7 +268,7 @@ class RewardModel:
         return scored
 
     def all_positions(self, batch: Batch) -> list[IntArray]:
-        """Per sequence, the positions whose states the head reads: all of them where token scores are wanted."""
+        """Per sequence, the positions whose states the head reads; all positions if token scores are wanted."""
         return [
             np.arange(sequence.num_tokens) if all_tokens else self.head.position.of(sequence)
             for sequence, all_tokens in zip(batch.sequences, batch.token_scores, strict=True)

@@ -1,13 +1,12 @@
-"""The test that a model passes at start before it may score: each path is compared with the reference forward.
+"""The self-test at start: compares each execution path with the reference forward, and chooses the first that agrees.
 
-The first path that agrees is taken. The test is a small forked tree of random tokens: shared prefixes that end inside and
-on block bounds, a sequence that is a prefix of another, two that are equal. Compared are the states of all tokens, and on
-the packed path the tokens that each one attends to are counted besides (`mask_test`): in bfloat16 states alone would hide a
-small fault of the mask.
+The test batch is a small forked tree of random tokens: shared prefixes that end inside blocks and at their bounds, a sequence
+that is a prefix of another, two equal ones. The states of all tokens are compared. On the packed path, the tokens that each
+token attends to are counted too (`mask_test`), because bfloat16 states would hide a small error of the mask.
 
-Some features begin at a length: a sliding window, a chunk of attention. `features` finds them in the config. A packed path
-must attend with the windows that the config asks for, layer by layer, and it is tested on a sequence longer than each of
-them where a forward of that length is affordable. What depends on the longest position of the whole row is on a list.
+Some features have an effect only from some length on: a sliding window, chunked attention. `features` finds them in the config.
+The packed path must use the config's windows in every layer, and is tested on a sequence longer than each window if a forward
+pass of that length is affordable. Rotary encodings that depend on the row's length (ROW_LENGTH_ROPE) are never packed.
 """
 
 import logging
@@ -34,18 +33,17 @@ logger = logging.getLogger(__name__)
 PACKED = "packed attention equals the reference forward"
 ROW_LENGTH_ROPE = frozenset({"dynamic", "longrope"})
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}
-"""Largest difference of a state from the reference forward's, relative to its norm."""
+"""The largest allowed difference of a state from the reference forward's, relative to its norm."""
 MAX_COUNTED_TOKENS = 16_384
-"""Of a sequence whose visible tokens are counted: the counts of a longer one take gigabytes."""
+"""The longest sequence whose visible tokens are counted: for longer ones the counts take gigabytes."""
 AFFORDABLE_FLOPS = {"cpu": 3e11, "cuda": 1e15}
-"""Of one forward beyond the length at which a feature begins: some seconds."""
+"""The largest forward pass that tests a feature of long texts: some seconds."""
 
 
 def select_plan(model: RewardModel) -> Tensor:
-    """Sets `model.plan` to the fastest path that gives the reference forward's states.
+    """Sets `model.plan` to the fastest path whose states equal those of the reference forward.
 
-    Returns the states of `batch_of_states` as the model computes them on that path. Raises ModelRefusedError if not even
-    one sequence at a time gives the reference forward's.
+    Returns the states of `batch_of_states` on that path. Raises ModelRefusedError if no path gives the reference's states.
     """
     batch = batch_of_states(model)
     sequences = batch.sequences
@@ -81,11 +79,11 @@ def distinct(sequences: Sequence[TokenSequence]) -> Iterable[TokenSequence]:
 
 
 def states_and_fault(model: RewardModel, batch: Batch, expected: Tensor) -> tuple[Tensor | None, str | None]:
-    """The batch's states on the model's plan, and why the plan is not right for the model; no fault where it is."""
+    """The batch's states on the model's plan, and what is wrong with them; None if they are right."""
     try:
         states = model.compute(batch).states
         off = worst_error(states, expected)
-    except Exception as error:  # noqa: BLE001 - whatever a foreign model raises, the path is not for it
+    except Exception as error:  # noqa: BLE001 - a model may raise anything on a path that it does not support
         return None, one_line(error)
     if not off <= TOLERANCE[model.dtype]:
         return states, f"off by {off:.2g}"
@@ -93,7 +91,7 @@ def states_and_fault(model: RewardModel, batch: Batch, expected: Tensor) -> tupl
 
 
 def packing_fault(model: RewardModel, batch: Batch) -> str | None:
-    """What attention sees on the packed path that it should not, or the reverse; None where all is right."""
+    """What is wrong with attention on the packed path; None if every token attends to the right ones."""
     if model.plan.path == "packed":
         counted = [i for i, sequence in enumerate(batch.sequences) if sequence.num_tokens <= MAX_COUNTED_TOKENS]
         trees = [batch.part(chosen).tree for chosen in (counted, counted[:1])]  # two lengths for the same compiled code
@@ -107,7 +105,7 @@ def fault_of_mask(model: RewardModel, layout: RowLayout) -> str | None:
 
 
 def window_fault(model: RewardModel) -> str | None:
-    """Where the packed path would not limit attention as the config does; None for texts that no limit reaches."""
+    """How the packed path's windows differ from the config's; None if no text is long enough for a difference."""
     config = model.net.config.get_text_config()
     longest = model.tokenization.max_length
     given = [reached(layer.options.window, longest) for layer in model.attended_layers]
@@ -148,16 +146,16 @@ def candidates(model: RewardModel) -> Iterator[ExecutionPlan]:
 
 
 def is_gpu(device: torch.device) -> bool:
-    """Whether flex_attention is tried: where it is compiled into a kernel that skips what is masked."""
+    """Whether flex_attention is tried: only on CUDA is it compiled to a kernel that skips masked blocks."""
     return device.type == "cuda"
 
 
 FORK_TOKENS = 640
-"""Of a path on CUDA: long enough that the tree's mask has blocks of 128 x 128 that are full, partial and empty."""
+"""The longest path on CUDA: long enough that the mask has full, partial and empty blocks of 128 x 128."""
 
 
 def forked_tree(model: RewardModel) -> list[TokenSequence]:
-    """Sequences of random ordinary tokens, of the model's longest at most."""
+    """Sequences of random ordinary tokens, none longer than the model's maximum length."""
     rng = np.random.default_rng(0)
     special = {*model.tokenization.tokenizer.all_special_ids, model.pad_token_id}
     ordinary = [i for i in range(min(model.checkpoint.vocab_size, 4096)) if i not in special] or [0]
@@ -179,9 +177,8 @@ def forked_tree(model: RewardModel) -> list[TokenSequence]:
 
 
 def batch_of_states(model: RewardModel) -> Batch:
-    """The forked tree with the states of all tokens wanted; where the net gives none, but scores, those of its sequences.
-
-    The head can read all of its sequences, unless it can read none.
+    """The forked tree as a batch that wants the states of all tokens, or only scores if the model's own forward applies the
+    head. It has only sequences that the head can read, unless it can read none.
     """
     has_states = bool(model.head.layers)
     sequences = scorable(model, forked_tree(model))
@@ -191,7 +188,7 @@ def batch_of_states(model: RewardModel) -> Batch:
 
 
 def scorable(model: RewardModel, sequences: Sequence[TokenSequence]) -> list[TokenSequence]:
-    """The sequences that the head can read; one that lacks the token that it reads ends in it."""
+    """The sequences that the head can read. The head's token is appended to those that lack it."""
     step, longest = list(model.head.position.sample_ids), model.tokenization.max_length
     extended = [
         TokenSequence.of([*sequence.token_ids[: longest - len(step)].tolist(), *step])
@@ -203,7 +200,7 @@ def scorable(model: RewardModel, sequences: Sequence[TokenSequence]) -> list[Tok
 
 
 def sample_input(model: RewardModel) -> Input:
-    """A short input that the model can score: a text, a response to a prompt, or the tokens of one and a step token."""
+    """A short input that the model can score: a text, a prompt and a response, or the token ids of one and a step token."""
     text, response = Input(Text("ready")), Input(PromptResponse("ready", "ready"))
     sequences: list[TokenSequence] = []
     for form in (text, response):
@@ -218,7 +215,7 @@ def sample_input(model: RewardModel) -> Input:
 
 
 def worst_error(states: Tensor, expected: Tensor) -> float:
-    """max over rows of |s - s'| / max(1e-6, |s'|), in norms; infinite where a state is not finite."""
+    """max over rows of |s - s'| / max(1e-6, |s'|), with Euclidean norms; infinite if a state is not finite."""
     wanted = expected.double().cpu()
     errors = (states.double().cpu() - wanted).norm(dim=-1) / wanted.norm(dim=-1).clamp_min(1e-6)
     return float(errors.nan_to_num(nan=math.inf).max())

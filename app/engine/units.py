@@ -1,8 +1,8 @@
-"""Quantities as messages write them."""
+"""Formats quantities for messages."""
 
 
 def byte_size(num_bytes: int) -> str:
-    """In the largest unit of which there is at least one: `141.35 GB`, `30.88 kB`, `12 bytes`."""
+    """A number of bytes with its unit, such as `141.35 GB`, `30.88 kB` or `12 bytes`."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if num_bytes >= size:
             return f"{num_bytes / size:.2f} {unit}"
