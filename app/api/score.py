@@ -22,12 +22,12 @@ async def score(body: ScoreRequest, service: TheService) -> dict[str, Any]:
     inputs = [engine_input(item, i) for i, item in enumerate(body.items)]
     scores = await service.score(inputs, models=models, truncation=body.truncation, token_scores=body.token_scores)
     # Dicts with ScoreResponse's fields: for a small request, building pydantic models would cost more than parsing the body.
-    results = [{name: model_score(item[name]) for name in models} for item in scores.items]
+    results = [{"scores": {name: model_score(item[name]) for name in models}} for item in scores.items]
     for result, item in zip(results, scores.items, strict=True):
         for name, scored in item.items():
             if scored.steps is not None:
-                result[name] |= step_fields(scored.steps, loaded[name], body)
-    return {"results": [{"scores": result} for result in results], "usage": usage_fields(scores)}
+                result["scores"][name] |= step_fields(scored.steps, loaded[name], body)
+    return {"results": results, "usage": usage_fields(scores)}
 
 
 def check_steps(body: ScoreRequest, heads: Mapping[str, Head]) -> None:

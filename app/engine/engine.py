@@ -8,13 +8,12 @@ jobs of its batch, and the thread goes on. If a thread dies all the same, its jo
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from time import perf_counter
 from typing import Generic, TypeVar
 
 import torch
 
 from app.engine.attempts import Model
-from app.engine.events import BatchScored, RequestEnded, RequestOutcome, SafeListener
+from app.engine.events import BatchScored, RequestOutcome, SafeListener
 from app.engine.inputs import Input, TokenIds, Truncation
 from app.engine.requests import Request, Scores, fail_all, is_next_long, next_slice
 from app.engine.scheduler import Job, Ticket
@@ -143,8 +142,7 @@ class Engine(Generic[M]):
             self._live.discard(request)
             if outcome != "scored":
                 self._discard(request)
-            seconds = perf_counter() - request.times.submitted
-            self.events.request_ended(RequestEnded(outcome, len(inputs), seconds))
+            self.events.request_ended(outcome)
         return scores
 
     def _submit(self, request: Request) -> None:

@@ -1,4 +1,4 @@
-"""The engine's events, one per batch and one per request, which a `Listener` receives. All times are `time.perf_counter`'s."""
+"""The engine's events, which a `Listener` receives: one per batch, and the outcome of each request."""
 
 import logging
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from typing import Literal, Protocol
 logger = logging.getLogger(__name__)
 
 RequestOutcome = Literal["scored", "cancelled", "failed"]
+"""Of one call of `Engine.score`: `cancelled` means that the caller cancelled it, `failed` that it raised a RequestError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,22 +37,13 @@ class BatchScored:
     forwards: tuple[Forward, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class RequestEnded:
-    """One call of `Engine.score`. `cancelled` means that the caller cancelled it, `failed` that it raised a RequestError."""
-
-    outcome: RequestOutcome
-    num_items: int
-    seconds: float
-
-
 class Listener(Protocol):
     """Receives every event. What it raises is logged and affects no thread and no request."""
 
     def batch_scored(self, event: BatchScored) -> None:
         """Called on the device's thread, before the requests get their scores."""
 
-    def request_ended(self, event: RequestEnded) -> None:
+    def request_ended(self, outcome: RequestOutcome) -> None:
         """Called on the event loop."""
 
 
@@ -61,7 +53,7 @@ class NullListener:
     def batch_scored(self, event: BatchScored) -> None:
         pass
 
-    def request_ended(self, event: RequestEnded) -> None:
+    def request_ended(self, outcome: RequestOutcome) -> None:
         pass
 
 
@@ -77,8 +69,8 @@ class SafeListener:
         except Exception:
             logger.exception("the event listener failed on a batch_scored event")
 
-    def request_ended(self, event: RequestEnded) -> None:
+    def request_ended(self, outcome: RequestOutcome) -> None:
         try:
-            self.listener.request_ended(event)
+            self.listener.request_ended(outcome)
         except Exception:
             logger.exception("the event listener failed on a request_ended event")

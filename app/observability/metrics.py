@@ -20,7 +20,7 @@ from prometheus_client.samples import Sample
 
 from app import __version__
 from app.engine.engine import Engine
-from app.engine.events import BatchScored, Forward, RequestEnded
+from app.engine.events import BatchScored, Forward, RequestOutcome
 from app.errors import RequestError
 from app.observability import logs
 from app.observability.bulk_histogram import BulkHistogram
@@ -180,8 +180,8 @@ class Metrics:
                 sum(selects_safety(score, is_safety=False, threshold=self._safety_threshold) for score in finite)
             )
 
-    def request_ended(self, event: RequestEnded) -> None:
-        if event.outcome == "cancelled":
+    def request_ended(self, outcome: RequestOutcome) -> None:
+        if outcome == "cancelled":
             self._cancelled.inc()
 
 

@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from app import __version__
 from app.engine.engine import Engine
-from app.engine.events import BatchScored, Forward, RequestEnded
+from app.engine.events import BatchScored, Forward, RequestOutcome
 from app.observability.metrics import Metrics
 from tests.api.asking import LOCK, TEA, ask
 from tests.conftest import Serve
@@ -241,8 +241,9 @@ def test_scores_that_are_not_finite_are_counted_apart() -> None:
 
 def test_only_cancelled_requests_count_as_such() -> None:
     own = metrics()
-    for outcome in ("scored", "failed", "cancelled"):
-        own.request_ended(RequestEnded(outcome, 1, 0.1))
+    outcomes: tuple[RequestOutcome, ...] = ("scored", "failed", "cancelled")
+    for outcome in outcomes:
+        own.request_ended(outcome)
     assert value(told(own), "reward_cancelled_requests_total") == 1
 
 
