@@ -1,4 +1,7 @@
-"""The engine's events, which a `Listener` receives: one per batch, and the outcome of each request."""
+"""The engine's events, which a `Listener` receives: one per batch, and the outcome of each request.
+
+All times are `time.perf_counter`'s.
+"""
 
 import logging
 from dataclasses import dataclass

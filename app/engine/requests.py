@@ -130,7 +130,10 @@ def is_next_long(request: Request) -> bool:
 
 def next_slice(request: Request) -> range:
     """The next inputs of the request to tokenize: a single long one, or short ones within the limits of a slice."""
-    stop, num_chars = request.cursor + 1, request.inputs[request.cursor].num_chars
+    stop = request.cursor + 1
+    if stop == len(request.inputs):  # the last one
+        return range(request.cursor, stop)
+    num_chars = request.inputs[request.cursor].num_chars
     if num_chars > LONG_CHARS:
         return range(request.cursor, stop)
     while stop < min(request.cursor + MAX_SLICE_INPUTS, len(request.inputs)):

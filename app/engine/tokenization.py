@@ -78,7 +78,8 @@ class Tokenization:
                 else:
                     rendered[i] = self._renderer.render(item)
                     for text in rendered[i].texts:
-                        check_lone_surrogates(item, text)
+                        if not text.isascii():
+                            check_lone_surrogates(item, text)
             except InvalidInputError as error:
                 outcomes[i] = error
                 rendered.pop(i, None)
