@@ -153,8 +153,16 @@ class DeadlineExceededError(RequestError):
     code, status = "deadline_exceeded", 504
 
 
+MAX_ERROR_CHARS = 300
+
+
 def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    """What the error says, cut after 300 characters; a missing key's name alone would say nothing."""
+    text = " ".join(str(error).split())
+    if isinstance(error, KeyError):
+        text = f"unknown or missing key {text}"
+    text = text or type(error).__name__
+    return text if len(text) <= MAX_ERROR_CHARS else f"{text[:MAX_ERROR_CHARS]}..."
 
 
 def install_command(extra: str) -> str:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from app.checkpoints.adapter_files import CONFIG, WEIGHTS, find_base, holds_adapter
-from app.checkpoints.files import find_file
+from app.checkpoints.files import find_file, read_json
 from app.checkpoints.weights import open_safetensors
-from app.errors import ModelRefusedError
+from app.errors import ModelRefusedError, one_line
 
 PEFT_PREFIX = "base_model.model."
 """peft's prefix of the base's tensor names."""
@@ -61,7 +61,13 @@ def base_of(source: str, directory: Path, *, may_be_remote: bool) -> str:
     """The base that the adapter's config names (see `find_base`). Raises ModelRefusedError if it cannot be merged."""
     from peft import PeftConfig
 
-    config = PeftConfig.from_pretrained(str(directory))
+    read_json(directory / CONFIG)  # names its faults
+    try:
+        config = PeftConfig.from_pretrained(str(directory))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelRefusedError(
+            f"{source} has an {CONFIG} that peft cannot read ({one_line(error)}); save the adapter again, or update peft"
+        ) from error
     if config.is_prompt_learning:
         raise ModelRefusedError(
             f"{source} is a {config.peft_type} adapter, which cannot be merged into its base; use LoRA"
@@ -73,7 +79,8 @@ def merged_weights(net: PreTrainedModel, adapter: Adapter, *, is_shared: bool = 
     """The weights of `net`, the base in float32, with the adapter merged: W + scale * B A. `net` must not be used afterwards.
 
     With `is_shared`, the base's tensors are never written to: weights that the adapter changes get memory of their own, the
-    others stay the base's tensors. Raises what peft raises, also if the adapter's file lacks weights.
+    others stay the base's tensors. Raises what peft raises, also if the adapter's file lacks weights, and ModelRefusedError if
+    it has tensors that the base does not use.
     """
     from peft import PeftModel
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -86,6 +93,12 @@ def merged_weights(net: PreTrainedModel, adapter: Adapter, *, is_shared: bool = 
         warnings.simplefilter("ignore")  # peft's and transformers' warnings about each other
         warnings.filterwarnings("error", message=".*missing adapter keys.*")
         wrapped: Any = PeftModel.from_pretrained(net, str(adapter.directory))
+        loaded = wrapped.load_adapter(str(adapter.directory), "default")  # once more, for what it says of the names
+        if loaded.unexpected_keys:
+            raise ModelRefusedError(
+                f"{adapter.weights} has tensors that its base does not use ({', '.join(sorted(loaded.unexpected_keys)[:3])}); use the "
+                "base that it was trained on, or remove them"
+            )
         if is_shared:
             for layer in wrapped.modules():
                 if isinstance(layer, BaseTunerLayer):

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 
 
 def architecture_of(architectures: Sequence[str] | None) -> str:
-    """The first of a config's `architectures`, or a phrase for messages if there is none."""
+    """The first of a config's `architectures`, which may be a single name, or a phrase for messages if there is none."""
+    if isinstance(architectures, str):
+        return architectures
     return str((architectures or ["of no named architecture"])[0])
 
 

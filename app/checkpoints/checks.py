@@ -10,12 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from app.checkpoints.architecture import is_classifier
-from app.checkpoints.files import BrokenFileError, is_marked_untrained, lfs_pointers, shape_of
+from app.checkpoints.files import (
+    BrokenFileError,
+    broken_json,
+    is_marked_untrained,
+    lacks_tokenizer,
+    lfs_pointers,
+    shape_of,
+)
 from app.checkpoints.pickled import needs_conversion
 from app.errors import ModelRefusedError, UndeclaredHeadError, one_line
 
 OTHER_RULES = ("value_head_prefix", "mean", "std", "normalizer_type", "score_type")
 """Config fields of reward models whose score is not the plain output of a classifier's head."""
+SHORT_FLOATS = ("F4", "F6", "F8")
 UNUSED = re.compile(r"(^|\.)(lm_head|embed_out)\.|\.rotary_emb\.inv_freq$|\.(masked_bias|attn\.bias)$")
 """Tensors that a classifier does not use: a language model's head, and computed buffers."""
 
@@ -71,6 +79,16 @@ def check_quantized(source: str, saved: Any) -> None:
         )
 
 
+def check_types(source: str, weights: Mapping[str, Any]) -> None:
+    """Raises where safetensors files hold numbers of fewer than 16 bits, which mean nothing without their scales."""
+    for name, stored in weights.items():
+        dtype = stored.get_dtype() if hasattr(stored, "get_dtype") else ""
+        if dtype.startswith(SHORT_FLOATS):
+            raise ModelRefusedError(
+                f"{source} has {name} in {dtype}, which is not supported; give the original, with dtype int8 if memory is short"
+            )
+
+
 def check_labels(source: str, num_labels: int) -> None:
     if num_labels != 1:
         raise UndeclaredHeadError(
@@ -117,11 +135,15 @@ def refusing(source: str) -> Iterator[None]:
     except ModelRefusedError:
         raise
     except Exception as error:
-        hint = "check that it holds config.json, a tokenizer and model.safetensors"
+        hint = "check that it holds config.json, a tokenizer and model.safetensors as its authors have them"
         if pointers := lfs_pointers(Path(source)):
             hint = f"{pointers[0]} is a Git LFS pointer, not the file itself: run `git lfs pull` there"
         elif isinstance(error, BrokenFileError):
             hint = "copy the file again"
+        elif broken := broken_json(Path(source)):
+            hint = f"{broken[0]} is not valid JSON: copy it again"
+        elif lacks_tokenizer(Path(source)):
+            hint = "it has no tokenizer: save the one that it was trained with there"
         elif "trust_remote_code" in str(error):
             hint = "it contains code: review it, then set REWARD_TRUST_REMOTE_CODE=true"
         elif pickled := needs_conversion(Path(source)):

@@ -53,6 +53,8 @@ class HeadPart(Part):
 
     @model_validator(mode="after")
     def one_kind(self) -> Self:
+        if self.tensors is not None and not all(self.tensors or [""]):
+            raise ValueError("name the tensors of the head")
         kinds = [self.tensors is not None, self.token is not None, bool(self.positive or self.negative)]
         if sum(kinds) != 1:
             raise ValueError("give exactly one of tensors, token, or positive and negative")
@@ -198,7 +200,7 @@ def read_declarations(
     """
     found: list[tuple[Declaration, str]] = []
     if beside is not None:
-        found += with_preset(source, parse(source, beside.read_text(encoding="utf-8-sig"), beside.name), beside.name)
+        found += with_preset(source, parse(source, text_in(source, beside), beside.name), beside.name)
     if setting:
         found += from_setting(source, setting)
     if text:
@@ -224,7 +226,16 @@ def from_setting(source: str, setting: str) -> list[tuple[Declaration, str]]:
         raise ModelRefusedError(
             f"{source}: no declaration {setting!r}; give a JSON file, JSON itself, or a preset: {', '.join(preset_names())}"
         )
-    return with_preset(source, parse(source, file.read_text(encoding="utf-8-sig"), str(file)), str(file))
+    return with_preset(source, parse(source, text_in(source, file), str(file)), str(file))
+
+
+def text_in(source: str, file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ModelRefusedError(
+            f"{source}: {file.name} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8"
+        ) from error
 
 
 def with_preset(source: str, declaration: Declaration, origin: str) -> list[tuple[Declaration, str]]:

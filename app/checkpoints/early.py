@@ -18,6 +18,7 @@ from app.checkpoints.checks import (
     check_mismatched,
     check_other_rules,
     check_quantized,
+    check_types,
     check_untrained,
     refusing,
 )
@@ -68,6 +69,7 @@ def check_files(source: str, declarations: Origins, *, trust_remote_code: bool) 
         check_quantized(source, config.get("quantization_config"))
         files = weight_files(source, local_files_only=True)
         weights = shapes_of(files)
+        check_types(source, weights)
         check_untrained(source, files)
         trunk = trunk_of(config)
         layout = layout_of(source, weights, trunk) if trunk is not None else None

@@ -1,6 +1,7 @@
 """Finds a checkpoint's files, and reads the headers of safetensors files. Needs no torch for a directory."""
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ UNTRAINED_MARK = {"reward_head": "untrained"}
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 """How the text begins that Git keeps in the place of a large file."""
 MAX_POINTER_BYTES = 1024
+TOKENIZER_FILE = re.compile(r"token|vocab|spiece|sentencepiece|bpe")
 
 WEIGHT_NAMES = ("model.safetensors", "pytorch_model.safetensors")
 HEAD_NAME = "value_head.safetensors"
@@ -36,9 +38,9 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         read = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:  # no UTF-8 is one too
-        raise BrokenFileError(f"{file} is no JSON: {one_line(error)}") from error
+        raise BrokenFileError(f"{file} is not valid JSON: {one_line(error)}") from error
     if not isinstance(read, dict):
-        raise BrokenFileError(f"{file} is no JSON object")
+        raise BrokenFileError(f"{file} is not a JSON object")
     return read
 
 
@@ -46,6 +48,24 @@ def lfs_pointers(directory: Path) -> list[str]:
     """The names of the files of a directory that Git LFS has not fetched."""
     files = sorted(file for file in directory.glob("*") if file.is_file() and file.stat().st_size < MAX_POINTER_BYTES)
     return [file.name for file in files if file.read_bytes().startswith(LFS_POINTER)]
+
+
+def broken_json(directory: Path) -> list[str]:
+    """The names of the directory's JSON files that hold no JSON."""
+    broken = []
+    for file in sorted(directory.glob("*.json")):
+        try:
+            json.loads(file.read_bytes())
+        except ValueError:
+            broken.append(file.name)
+    return broken
+
+
+def lacks_tokenizer(directory: Path) -> bool:
+    """Whether a checkpoint's directory has no file that a tokenizer is read from."""
+    return (directory / "config.json").is_file() and not any(
+        TOKENIZER_FILE.search(file.name) for file in directory.iterdir()
+    )
 
 
 def find_file(path: str, name: str, *, local_files_only: bool) -> Path | None:
@@ -96,16 +116,17 @@ def read_header(file: Path) -> dict[str, Any]:
     with file.open("rb") as stream:
         num_bytes = int.from_bytes(stream.read(PREFIX_BYTES), "little")
         if not 0 < num_bytes <= min(size - PREFIX_BYTES, MAX_HEADER_BYTES):
-            raise BrokenFileError(f"{file} is no whole safetensors file: it has {size:,} bytes and no header")
+            raise BrokenFileError(f"{file} is not a complete safetensors file: it has {size:,} bytes and no header")
         try:
             header = json.loads(stream.read(num_bytes))
-            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != METADATA]
+            dict(header.get(METADATA, {}))
+            ends = [read_entry(entry)[1] for name, entry in header.items() if name != METADATA]
         except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
             raise BrokenFileError(
-                f"{file} is no safetensors file: its header is not one ({one_line(error)})"
+                f"{file} is not a safetensors file: its header is invalid ({one_line(error)})"
             ) from error
     if (whole := PREFIX_BYTES + num_bytes + max(ends, default=0)) != size:
-        raise BrokenFileError(f"{file} is not whole: it has {size:,} bytes, and {whole:,} by its header")
+        raise BrokenFileError(f"{file} is incomplete: it has {size:,} bytes, and its header says {whole:,}")
     return dict(header)
 
 
@@ -114,6 +135,16 @@ class Shape:
     """A tensor of which only the shape is known, from the header of its file."""
 
     shape: tuple[int, ...]
+    dtype: str = "F32"
+    """As the file names it."""
+
+    def get_dtype(self) -> str:
+        return self.dtype
+
+
+def read_entry(entry: Any) -> tuple[Shape, int]:
+    """What a header says of a tensor, and where its bytes end behind the header."""
+    return Shape(tuple(entry["shape"]), entry["dtype"]), entry["data_offsets"][1]
 
 
 def shapes_of(files: list[Path]) -> dict[str, Shape]:
@@ -122,7 +153,7 @@ def shapes_of(files: list[Path]) -> dict[str, Shape]:
     for file in files:
         for name, entry in read_header(file).items():
             if name != METADATA:
-                shapes[name] = Shape(tuple(entry["shape"]))
+                shapes[name], _ = read_entry(entry)
     return shapes
 
 

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedConfig
 
-from app.errors import ModelRefusedError
+from app.checkpoints.files import BrokenFileError
+from app.errors import ModelRefusedError, one_line
 
 ROPE_FACTORS = "rope_freqs.weight"
 """A tensor that transformers computes from the config instead."""
@@ -86,9 +87,17 @@ def llama_weights(file: Path, config: Any) -> dict[str, PackedTensor]:
     num_heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
     return {
         names.get(tensor.name, tensor.name): PackedTensor(tensor, num_heads.get(tensor.name.split(".")[-2]))
-        for tensor in gguf.GGUFReader(file).tensors
+        for tensor in opened(file).tensors
         if tensor.name != ROPE_FACTORS
     }
+
+
+def opened(file: Path) -> gguf.GGUFReader:
+    """Raises BrokenFileError for what is not a complete GGUF file."""
+    try:
+        return gguf.GGUFReader(file)
+    except (ValueError, IndexError, OverflowError) as error:
+        raise BrokenFileError(f"{file} is not a complete GGUF file: {one_line(error)}") from error
 
 
 def unrotated(weight: NDArray[np.float32], num_heads: int) -> NDArray[np.float32]:

@@ -23,6 +23,7 @@ from app.checkpoints.saved import Saved
 from app.checkpoints.sharing import ON_CPU, Base, LazyTensor, SharedBases
 from app.checkpoints.transformers_checks import check_config
 from app.checkpoints.weights import signatures_of, weights_of
+from app.errors import ModelRefusedError, one_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,13 @@ def read_merged(
     @cache
     def merge() -> dict[str, Tensor]:
         net = build(adapter.base, base, ON_CPU, trust_remote_code, new_head=new_head, auto_class=auto_class)
-        return merged_weights(net, adapter, is_shared=shared is not None)
+        try:
+            return merged_weights(net, adapter, is_shared=shared is not None)
+        except (RuntimeError, ValueError, UserWarning) as error:  # peft's, of an adapter that does not fit
+            raise ModelRefusedError(
+                f"{source} cannot be merged into its base {adapter.base} ({one_line(error)}); use an intact adapter and the base "
+                "that it was trained on"
+            ) from error
 
     lazy = {name: LazyTensor(name, tuple(tensor.shape), merge) for name, tensor in empty.state_dict().items()}
     saved = Saved(base.config, tokenizer, {**lazy, **weights_of(heads)}, files, signatures, raw_config)

@@ -7,8 +7,8 @@ from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from app.checkpoints.checks import check_quantized
-from app.checkpoints.files import find_file, weight_files
+from app.checkpoints.checks import check_quantized, check_types
+from app.checkpoints.files import find_file, read_json, weight_files
 from app.checkpoints.gguf import find_gguf, gguf_weights
 from app.checkpoints.native import NATIVE
 from app.checkpoints.weights import FileSignature, signatures_of, weights_of
@@ -35,6 +35,8 @@ def load_arguments(source: str) -> dict[str, Any]:
 
 def read_saved(source: str, trust_remote_code: bool) -> Saved:
     path, local = load_arguments(source).values()
+    if local:
+        read_json(Path(path, "config.json"))  # its errors name the file
     raw, _ = PreTrainedConfig.get_config_dict(path, local_files_only=local)
     native = NATIVE.get(raw.get("model_type", ""))
     if native is None:
@@ -50,6 +52,7 @@ def read_saved(source: str, trust_remote_code: bool) -> Saved:
     files = [gguf] if gguf is not None else weight_files(path, local_files_only=local)
     signatures = signatures_of(files)
     weights = weights_of(files) if gguf is None else gguf_weights(gguf, config)
+    check_types(source, weights)
     if native is not None:
         weights = native.weights(raw, weights)
     return Saved(config, tokenizer, weights, files, signatures, raw)

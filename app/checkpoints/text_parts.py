@@ -61,7 +61,7 @@ def steps_of(source: str, part: TextPart, vocabulary: Vocabulary, *, has_templat
 
 def check_template(source: str, tokenizer: PreTrainedTokenizerBase, template: str | None, part: TextPart) -> None:
     """Raises ModelRefusedError for invalid Jinja, and for variables that the template would silently ignore."""
-    if template is not None:
+    if template is not None or tokenizer.chat_template:
         turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
         try:
             with foreign_code():
@@ -69,7 +69,7 @@ def check_template(source: str, tokenizer: PreTrainedTokenizerBase, template: st
         except ForeignCodeError as error:  # the template may reject these turns
             if isinstance(error.__cause__, TemplateSyntaxError):
                 raise ModelRefusedError(
-                    f"{source}: the chat template is not valid Jinja ({error}); correct it"
+                    f"{source}: the chat template is not valid Jinja ({error}); correct it, or declare another as text.template"
                 ) from error
     text = str(template if template is not None else tokenizer.chat_template or "")
     for name in part.template_kwargs:

@@ -23,7 +23,7 @@ def open_safetensors(file: Path) -> Any:
         return safe_open(file, framework="pt", backend="pread")
     except SafetensorError as error:
         read_header(file)  # raises a more precise error for a truncated file
-        raise BrokenFileError(f"{file} is no safetensors file: {one_line(error)}") from error
+        raise BrokenFileError(f"{file} is not a safetensors file: {one_line(error)}") from error
 
 
 def weights_of(files: list[Path]) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def weights_of(files: list[Path]) -> dict[str, Any]:
         tensors = open_safetensors(file)
         for name in tensors.keys():  # noqa: SIM118 - not a mapping
             if name in weights:
-                raise ValueError(f"two files hold a tensor {name}, the second is {file.name}")
+                raise ValueError(f"two files hold a tensor {name}: remove it from {file.name}, or that file")
             weights[name] = tensors.get_slice(name)
     return weights
 

@@ -140,7 +140,7 @@ REFUSED: dict[str, tuple[str, Edit, str]] = {
     "no tokenizer": (
         "Skywork-Reward-Llama-3.1",
         removing("*token*"),
-        "a tokenizer",
+        "it has no tokenizer",
     ),
 }
 NOT_SERVED: dict[str, tuple[str, dict[str, tuple[int, ...]], str]] = {
