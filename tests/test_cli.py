@@ -277,7 +277,7 @@ def test_a_model_that_cannot_be_served_is_one_line(
 def test_a_wrong_setting_is_one_line(tmp_path: Path, models: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["score", jsonl(tmp_path / "items.jsonl", TEA), "--max-items", "none", *models]) == 1
     error = capsys.readouterr().err
-    assert error.startswith("reward-service: REWARD_MAX_ITEMS 'none': ")
+    assert error.startswith("reward-service: --max-items 'none': ")
     assert error.count("\n") == 1
 
 
