@@ -1,10 +1,10 @@
-"""One client's connection: uvicorn's, with limits for slow clients, and with a limit of requests that start per tick.
+"""One client's connection: uvicorn's, with time and size limits for slow clients, and a limit of requests started per tick.
 
-uvicorn alone waits for ever for the rest of a request, or for the first one, and accepts header bytes without end; each such
-client keeps a file descriptor and memory. `sweep` is called about every second.
+Plain uvicorn waits forever for the first request or the rest of one, and accepts headers of any size; each such client keeps
+a file descriptor and memory. The server calls `sweep` about every second to check the limits.
 
-uvicorn also starts every request that has arrived in the same tick of the event loop. With thousands, nothing else runs for
-seconds, /health included. `RequestPacer` lets a few start per tick.
+Plain uvicorn also starts all requests that arrive in one tick of the event loop at once. With thousands, nothing else runs
+for seconds, not even /health. `RequestPacer` starts a limited number per tick.
 """
 
 import asyncio
@@ -23,16 +23,16 @@ from app.http.framing import BadHeadError, check_head, origin_form
 from app.http.write_buffer import CoalescingTransport, WriteBuffer
 
 HEAD_SECONDS = 20.0
-"""From the first byte of a connection to the end of a request's head."""
+"""The time limit from the start of a connection or a request to the end of the request's head."""
 MAX_HEAD_BYTES = 65536
 MAX_STARTS_PER_TICK = 64
-"""Requests that start per tick of the event loop while no more are waiting: a tick then takes some 5 ms."""
+"""The most requests that start per tick of the event loop if no more are waiting: a tick then takes about 5 ms."""
 MAX_STARTS_PER_TICK_UNDER_LOAD = 8
-"""Requests that start per tick while more are waiting."""
+"""The number of requests that start per tick if more are waiting."""
 PRIORITY_PREFIX = b"GET "
-"""Requests that begin with it start at once: they are quick, and orchestrators wait for them."""
+"""Requests that begin with this start at once: they are quick, and orchestrators wait for them."""
 MAX_HELD_BYTES = 65536
-"""Of requests that a client sends before the answer to an earlier one. Beyond, the connection is not read."""
+"""How many bytes a client may send before the answer to an earlier request; then reading pauses."""
 
 
 class RequestPacer:
@@ -58,33 +58,33 @@ class RequestPacer:
         num_begun = len(self._waiting) if len(self._waiting) <= MAX_STARTS_PER_TICK else MAX_STARTS_PER_TICK_UNDER_LOAD
         self._num_left = MAX_STARTS_PER_TICK - num_begun
         self._is_scheduled = num_begun > 0
-        if self._is_scheduled:  # before they start: a fault in one must not hold up the others for ever
+        if self._is_scheduled:  # before they start, so that an error in one does not block the others forever
             asyncio.get_running_loop().call_soon(self._next)
         for _ in range(num_begun):
             self._waiting.popleft().begin_held()
 
 
 class Connection(HttpToolsProtocol):
-    """uvicorn's connection, which also knows how long the client has left a request or an answer unfinished."""
+    """uvicorn's connection, which also tracks since when a request is incomplete and since when an answer is unread."""
 
     def __init__(self, *args: Any, pacer: RequestPacer, write_buffer: WriteBuffer, **options: Any) -> None:
         super().__init__(*args, **options)
         self._pacer = pacer
         self._write_buffer = write_buffer
-        self._held = b""  # received, and not parsed yet
+        self._held = b""  # received but not parsed yet
         self._unanswered: list[RequestResponseCycle] = []
-        self._owed_since: float | None = time.monotonic()
-        self._stalled_since: float | None = None
+        self._owed_since: float | None = time.monotonic()  # when the client's incomplete request began
+        self._stalled_since: float | None = None  # when the client last read some of the answer
         self._num_unread = 0  # bytes that the client had not read at the last check
-        self._was_resumed = False  # since the last check: the client has read enough for more to be written
+        self._was_resumed = False  # the client has read enough since the last check for more to be written
         self._in_head = True
         self._num_head_bytes = 0
-        self._num_begun = 0  # requests, by what was received last
-        self._is_between = True  # requests
-        self._has_upgrade = False  # the request whose head was parsed last offers another protocol
-        self._is_resuming = False  # parsing a head that stands for one that was parsed before
-        self._keep_alive = True  # whether the last request lets the connection stay open
-        self._is_broken = False  # nothing that comes now can be read
+        self._num_begun = 0  # requests started by the bytes received last
+        self._is_between = True  # the last request is complete and the next has not started
+        self._has_upgrade = False  # the last request offers another protocol
+        self._is_resuming = False  # parsing a substitute head, see `_ignore_upgrade`
+        self._keep_alive = True  # whether the last request allows the connection to stay open
+        self._is_broken = False  # invalid HTTP was received, so further bytes are ignored
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn's
         coalescing = CoalescingTransport(transport, self._write_buffer)
@@ -97,18 +97,18 @@ class Connection(HttpToolsProtocol):
             self._hold(data)
         elif self._in_head and not data.startswith(PRIORITY_PREFIX) and not self._pacer.take(self):
             self.transport.pause_reading()
-            self._unset_keepalive_if_required()  # it is idle no more
+            self._unset_keepalive_if_required()  # the connection is no longer idle
             self._held = data
         else:
             self._feed(data)
 
     @property
     def _is_answering(self) -> bool:
-        """Whether a request is whole and not answered: what comes now belongs to the next one."""
+        """Whether a complete request is not answered yet, so that further bytes belong to the next one."""
         return self._is_between and bool(self.cycle) and not self.cycle.response_complete
 
     def _hold(self, data: bytes) -> None:
-        """Keeps what a client sends ahead, and goes on reading: else nobody would see that it closes the connection."""
+        """Keeps what a client sends ahead. Reading continues, because otherwise a disconnect would go unnoticed."""
         self._held += data
         if len(self._held) > MAX_HELD_BYTES:
             self.flow.pause_reading()
@@ -127,7 +127,7 @@ class Connection(HttpToolsProtocol):
             self.data_received(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tells every request that is not answered. uvicorn tells the last one alone, which may wait behind others."""
+        """Notifies every unanswered request. uvicorn notifies only the last one, which may wait behind others."""
         super().connection_lost(exc)
         self._held = b""
         for cycle in self._unanswered:
@@ -141,12 +141,15 @@ class Connection(HttpToolsProtocol):
         self._parse(data)
         if not self._in_head or self._is_between:
             return
-        if self._owed_since is None:  # such as a line feed after a request, which begins none
+        if self._owed_since is None:  # such as after a line feed between requests, which starts none
             self._owed_since = time.monotonic()
         if was_in_head and self._num_begun <= 1:
             self._num_head_bytes += len(data)
             if self._num_head_bytes > MAX_HEAD_BYTES:
-                self._reject(431, "head_too_large", f"the request's head is over the limit of {MAX_HEAD_BYTES} bytes")
+                limit = f"the limit of {MAX_HEAD_BYTES} bytes"
+                self._reject(
+                    431, "head_too_large", f"the request's head is over {limit}; send fewer or shorter headers"
+                )
 
     def _parse(self, data: bytes) -> None:
         try:
@@ -158,10 +161,10 @@ class Connection(HttpToolsProtocol):
             if isinstance(cause, BadHeadError):
                 self._break_off(cause.status, cause.message)
             else:
-                self._break_off(400, f"the request is not valid HTTP ({one_line(error)})")
+                self._break_off(400, f"the request is not valid HTTP ({one_line(error)}); send HTTP/1.1")
 
     def _break_off(self, status: int, message: str) -> None:
-        """Reads no further, as nobody knows where the next request begins. Requests before this one get their answers."""
+        """Stops reading, because the start of the next request is unknown. Earlier requests still get their answers."""
         self._is_broken, self._held, self._owed_since = True, b"", None
         unanswered = [cycle for cycle in self._unanswered if not cycle.response_complete]
         own = unanswered.pop() if unanswered and not self._in_head else None
@@ -178,15 +181,17 @@ class Connection(HttpToolsProtocol):
             self.transport.close()
 
     def _ignore_upgrade(self, rest: bytes) -> None:
-        """Reads on as if the request had offered no other protocol, which a server may always do (RFC 9110, 7.8).
+        """Ignores the request's offer of another protocol, which a server may always do (RFC 9110, 7.8).
 
-        The parser stops at the end of a head with an offer (h2c, by Java's client and `curl --http2`) and would take the body
-        for a request of its own. So a new one is given a head with the same framing, and then the rest. CONNECT has no
-        body, and what follows it is no request: the connection ends.
+        The parser stops after a head with such an offer (h2c, from Java's client and `curl --http2`) and would parse the body
+        as another request. So a new parser gets a substitute head with the same framing, and then the rest. CONNECT has no
+        body, and no request follows it, so the connection is closed.
         """
         if self.scope["method"] == "CONNECT":
-            self._in_head, self._num_head_bytes = True, 1  # a request was begun, and is not answered yet
-            self._reject(405, "method_not_allowed", "CONNECT is not supported; this is no proxy")
+            self._in_head, self._num_head_bytes = True, 1  # so that `_reject` answers it
+            self._reject(
+                405, "method_not_allowed", "CONNECT is not supported, because this is no proxy; send GET or POST"
+            )
             return
         framing = [
             name + b": " + value + b"\r\n"
@@ -219,9 +224,9 @@ class Connection(HttpToolsProtocol):
         else:
             self.url = origin_form(self.url)
             super().on_headers_complete()
-            self.headers = []  # what comes after the body is no header (RFC 9110, 6.5.1)
+            self.headers = []  # trailers must not become headers (RFC 9110, 6.5.1)
             self._keep_alive = self.cycle.keep_alive
-            if self.expect_100_continue:  # until its body comes: a client that is refused may leave the body out
+            if self.expect_100_continue:  # until the body arrives: a client whose request is rejected may not send it
                 self.cycle.keep_alive = False
             self._unanswered = [cycle for cycle in self._unanswered if not cycle.response_complete]
             self._unanswered.append(self.cycle)
@@ -233,27 +238,27 @@ class Connection(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        if self._has_upgrade:  # said at the end of the head already; the body is still to come
+        if self._has_upgrade:  # the parser calls this at the end of the head; the body follows
             self._has_upgrade = False
             return
         self._owed_since = None
-        self._in_head = self._is_between = True  # in the next one's, of which nothing has come yet
+        self._in_head = self._is_between = True  # of the next request
         super().on_message_complete()
 
     def check(self, now: float, request_seconds: float) -> None:
-        """Ends the connection of a client that has not sent its request, or read its answer, in time."""
+        """Closes the connection if the client has not sent its request, or read its answer, in time."""
         if self.transport.is_closing():
             return
         if self._owed_since is not None and not self._held:
             limit = min(HEAD_SECONDS, request_seconds) if self._in_head else request_seconds
             if now - self._owed_since > limit:
-                self._reject(408, "request_timeout", f"the request was not whole within {limit:g} s; send it faster")
+                self._reject(408, "request_timeout", f"the request was not complete after {limit:g} s; send it faster")
         num_unread = self.transport.get_write_buffer_size()
         has_read = self._was_resumed or num_unread < self._num_unread
         self._num_unread, self._was_resumed = num_unread, False
         if not num_unread:
             self._stalled_since = None
-        elif self._stalled_since is None or has_read:  # slow is not stalled
+        elif self._stalled_since is None or has_read:  # a slow client is not stalled
             self._stalled_since = now
         elif now - self._stalled_since > request_seconds:
             self.transport.abort()
@@ -263,11 +268,11 @@ class Connection(HttpToolsProtocol):
         super().resume_writing()
 
     def _reject(self, status: int, code: str, message: str) -> None:
-        """Closes the connection, with an error response if a request was begun and no other response is on its way."""
+        """Closes the connection, after an error response if a request has started and no other response is being sent."""
         if self._in_head:
             may_answer = self._num_head_bytes > 0 and (self.cycle is None or self.cycle.response_complete)
         else:
-            # Behind others, the one before it is to be answered first.
+            # With pipelined requests before it, those must be answered first.
             may_answer = not self.cycle.response_started and not self.pipeline
         if may_answer:
             self._write_error(status, code, message)
@@ -283,6 +288,7 @@ class Connection(HttpToolsProtocol):
 
 
 def sweep(connections: Iterable[object], request_seconds: float) -> None:
+    """Checks the limits of all connections. `request_seconds` is the time limit to send a request, and to read an answer."""
     now = time.monotonic()
     for connection in list(connections):
         if isinstance(connection, Connection):
