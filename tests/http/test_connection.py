@@ -67,7 +67,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr("app.http.connection.time", clock)
     monkeypatch.setattr("app.http.server.sweep", clock.sweep)
-    monkeypatch.setattr("app.http.server.TICKS_A_SWEEP", 1)
+    monkeypatch.setattr("app.http.server.TICKS_PER_SWEEP", 1)
     return clock
 
 
