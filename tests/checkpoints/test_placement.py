@@ -26,6 +26,7 @@ from tests.engine.loaded import load_from, token_ids
 from tests.models import make_model
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+SPLIT = ("llama", "gpt_neox")
 
 
 def sequences(seed: int = 7) -> list[TokenSequence]:
@@ -40,12 +41,12 @@ def close(expected: list[float]) -> Any:
     return pytest.approx(expected, abs=1e-5 * max(1, *map(abs, expected)), rel=0)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
-def test_a_model_split_over_two_accelerators_scores_as_the_whole_one(tmp_path: Path, family: str) -> None:
-    """Through all that a start does, on two devices between which only copies go (see `pretend`)."""
-    make_model(tmp_path, family)
+@pytest.fixture(scope="module")
+def found_split(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """By family, what all that a start does gives on two devices between which only copies go (see `pretend`)."""
+    directories = [str(make_model(tmp_path_factory.mktemp(family), family)) for family in SPLIT]
     done = subprocess.run(  # noqa: S603 - our own module
-        [sys.executable, "-W", "ignore", "-m", "tests.engine.pretend", str(tmp_path), "130000"],
+        [sys.executable, "-W", "ignore", "-m", "tests.engine.pretend", "130000", *directories],
         cwd=ROOT,
         env=os.environ | {"HF_DEACTIVATE_ASYNC_LOAD": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -53,7 +54,14 @@ def test_a_model_split_over_two_accelerators_scores_as_the_whole_one(tmp_path: P
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    return dict(zip(SPLIT, map(json.loads, done.stdout.splitlines()[-len(SPLIT) :]), strict=True))
+
+
+@pytest.mark.parametrize("family", SPLIT)
+def test_a_model_split_over_two_accelerators_scores_as_the_whole_one(
+    found_split: dict[str, dict[str, Any]], family: str
+) -> None:
+    found = found_split[family]
     assert found["path"] == "packed", found["reason"]
     assert found["device"] == "pretend:0"
     assert found["devices"] == ["pretend:0", "pretend:1"]
@@ -83,8 +91,8 @@ def offloaded(directory: Path, is_offloaded: Callable[[str], bool], folder: Path
 @pytest.mark.parametrize("layer", [0, 2])
 def test_layers_whose_weights_are_fetched_for_each_forward_score_alike(tmp_path: Path, family: str, layer: int) -> None:
     """Also the last one, which is called twice; and again after it, when its hook must still be there."""
-    make_model(tmp_path / "model", family)
-    expected = [load_from(tmp_path / "model").reference_score(sequence) for sequence in sequences()]
+    whole = load_from(make_model(tmp_path / "model", family))
+    expected = [whole.reference_score(sequence) for sequence in sequences()]
     model = offloaded(tmp_path / "model", lambda name: name.endswith(f"layers.{layer}"), tmp_path / "fetched")
     assert any(weight.is_meta for weight in model.net.parameters())
     assert model.plan.path == "packed"

@@ -2,7 +2,7 @@
 
 As on real ones, an operation on tensors of two devices raises, and only copies go from one to another. Registering the
 device changes what torch takes for the accelerator of the whole process, so that it is a process of its own:
-`python -m tests.engine.pretend DIRECTORY` splits the checkpoint over both and prints what it found as JSON.
+`python -m tests.engine.pretend ROOM DIRECTORY...` splits each checkpoint over both and prints what it found as a line of JSON.
 """
 
 import json
@@ -107,10 +107,16 @@ class Literals(TorchFunctionMode):
         return func(*args, **options)
 
 
-def main(directory: str, room: int) -> None:
+def main(room: int, directories: list[str]) -> None:
     _setup_privateuseone_for_python_backend("pretend")
     torch.inference_mode = torch.no_grad  # type: ignore[misc, assignment]  # wrappers have no versions to leave out
     placement.free_memory = lambda first: {0: room, 1: room, "cpu": 0}  # noqa: ARG005 - as it is called
+    for directory in directories:
+        print(json.dumps(split(directory)))  # noqa: T201
+
+
+def split(directory: str) -> dict[str, Any]:
+    """The plan, places and scores of the checkpoint on both devices, and the scores of the whole one."""
     plain = load_checkpoint(directory, device="cpu")
     sequences = [TokenSequence.of(ids) for ids in TREE]
     expected = [RewardModel("safety", plain, max_batch_tokens=2048).reference_score(sequence) for sequence in sequences]
@@ -120,8 +126,8 @@ def main(directory: str, room: int) -> None:
         scores = [[scored.score for scored in model.score(Batch.of(sequences))] for _ in range(2)]
         homes = {name: str(weight.device) for name, weight in model.net.named_parameters()}
     found = {"path": model.plan.path, "reason": model.plan.reason, "devices": model.devices, "homes": homes}
-    print(json.dumps(found | {"device": str(model.device), "scores": scores, "expected": expected}))  # noqa: T201
+    return found | {"device": str(model.device), "scores": scores, "expected": expected}
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(int(sys.argv[1]), sys.argv[2:])
