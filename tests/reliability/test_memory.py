@@ -1,15 +1,13 @@
 """Memory runs out in torch's own allocator: the kernel refuses it to a running service, by a limit set on its process."""
 
 import resource
-import signal
 from pathlib import Path
 
 import pytest
 
 from tests.api.asking import ask
 from tests.models import make_model
-from tests.processes import free_port
-from tests.reliability.test_process import client_of, process
+from tests.reliability.test_process import served
 
 WIDE, NUM_TEXTS = 8192, 16
 """A value of the MLP takes 32 KiB a token: 70 MB for the batch's 2,150 tokens, of which a forward holds three."""
@@ -20,18 +18,12 @@ ROOM_BYTES = 40_000_000
 def test_a_batch_for_which_there_is_no_memory_is_split_and_every_item_gets_its_own_score(tmp_path: Path) -> None:
     directory = make_model(tmp_path / "model", intermediate_size=WIDE)
     items = [{"text": f"{i} " + "water kettle tea lock " * 12} for i in range(NUM_TEXTS)]
-    log, port = tmp_path / "log", free_port()
-    with (
-        log.open("wb") as stderr,
-        process(directory, "--port", str(port), "--prefix-cache-mb", "0", stderr=stderr) as running,
-        client_of(f"http://127.0.0.1:{port}") as client,
-    ):
-        alone = [result for item in items for result in ask(client, "/score", {"items": [item]})["results"]]
-        limit = data_bytes(running.pid) + ROOM_BYTES
-        resource.prlimit(running.pid, resource.RLIMIT_DATA, (limit, limit))
-        assert ask(client, "/score", {"items": items})["results"] == alone
-        running.send_signal(signal.SIGTERM)
-        assert running.wait(timeout=60) == 0
+    log = tmp_path / "log"
+    with log.open("wb") as stderr, served(directory, "--prefix-cache-mb", "0", stderr=stderr) as service:
+        alone = [result for item in items for result in ask(service.client, "/score", {"items": [item]})["results"]]
+        limit = data_bytes(service.process.pid) + ROOM_BYTES
+        resource.prlimit(service.process.pid, resource.RLIMIT_DATA, (limit, limit))
+        assert ask(service.client, "/score", {"items": items})["results"] == alone
     assert b"out of memory with 16 sequences" in log.read_bytes()
 
 

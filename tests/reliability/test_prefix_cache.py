@@ -5,9 +5,7 @@ from pathlib import Path
 import httpx
 
 from tests.api.asking import ask
-from tests.models import make_model
-from tests.processes import free_port
-from tests.reliability.test_process import client_of, process
+from tests.conftest import Serve
 
 KEY = "a-key-for-the-reload"
 PROMPT = "Tell me how to brew green tea, and how hot the kettle should be. " * 5
@@ -18,13 +16,8 @@ def usage_of(client: httpx.Client, response: str) -> tuple[dict[str, int], float
     return answer["usage"], answer["results"][0]["scores"]["helpfulness"]["score"]
 
 
-def test_a_reload_empties_the_cache_and_scores_stay(tmp_path: Path) -> None:
-    directory, port = make_model(tmp_path / "model"), free_port()
-    with (
-        (tmp_path / "log").open("wb") as log,
-        process(directory, "--port", str(port), "--api-keys", KEY, stderr=log),
-        client_of(f"http://127.0.0.1:{port}") as client,
-    ):
+def test_a_reload_empties_the_cache_and_scores_stay(serve: Serve, helpfulness_dir: Path) -> None:
+    with serve(safety_model="", helpfulness_model=str(helpfulness_dir), api_keys=(KEY,)) as client:
         client.headers["authorization"] = f"Bearer {KEY}"
         cold, score = usage_of(client, "Two minutes.")
         warm, same = usage_of(client, "Two minutes.")

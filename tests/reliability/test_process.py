@@ -1,14 +1,17 @@
 """What happens to processes: they are killed, their disk is full, nobody reads their log, their files change."""
 
+import io
 import os
 import resource
+import select
 import signal
 import socket
 import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,6 +25,8 @@ from tests.models import make_model
 from tests.processes import SERVE, environment, free_port, read_on, running, url_from
 
 FULL = Path("/dev/full")
+SECONDS = 400.0
+"""Far more than a service needs to start again on a busy machine."""
 
 
 def process(
@@ -32,22 +37,31 @@ def process(
     return running([*SERVE, *flags], env=environment(**models), stderr=stderr, **options)
 
 
-def address(started: "subprocess.Popen[str]") -> str:
-    url = url_from(started)
-    read_on(started)
-    return url
+@dataclass
+class Served:
+    process: "subprocess.Popen[str]"
+    client: httpx.Client
 
 
 @contextmanager
-def client_of(url: str) -> Iterator[httpx.Client]:
-    """Waits until it is ready."""
-    with httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
-        while True:
-            with suppress(httpx.TransportError):
-                if client.get("/ready").status_code == 200:
-                    break
-            time.sleep(0.1)  # a process that starts says so nowhere else
-        yield client
+def served(directory: Path, *flags: str, stderr: IO[bytes], **options: Any) -> Iterator[Served]:
+    """The service once it is ready. It must end with 0 when it is told to, whatever was done to it."""
+    port = str(free_port())
+    with process(directory, "--port", port, *flags, stderr=stderr, **options) as running:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client:
+            wait_until_ready(running, client)
+            yield Served(running, client)
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(timeout=60) == 0
+
+
+def wait_until_ready(started: "subprocess.Popen[str]", client: httpx.Client) -> None:
+    while started.poll() is None:
+        with suppress(httpx.TransportError):
+            if client.get("/ready").status_code == 200:
+                return
+        time.sleep(0.1)  # a process that starts says so nowhere but in its log
+    raise AssertionError(f"it ended with {started.returncode}")
 
 
 def test_a_client_that_retries_loses_nothing_when_the_process_is_killed_and_restarted(tmp_path: Path) -> None:
@@ -55,8 +69,10 @@ def test_a_client_that_retries_loses_nothing_when_the_process_is_killed_and_rest
     flags = ("--port", str(free_port()))
     items = [{"text": f"text number {i}"} for i in range(40)]
     with ThreadPoolExecutor(8) as pool, process(directory, *flags, stderr=subprocess.PIPE) as first:
-        url = address(first)
-        with RewardClient(url, retry=Retry(max_attempts=1000, max_seconds=1.0)) as client:
+        url = url_from(first)
+        read_on(first)
+        retry = Retry(max_attempts=1000, max_seconds=1.0)
+        with RewardClient(url, retry=retry, deadline_seconds=SECONDS) as client:
             alone = [client.score([item]) for item in items]
             asked = [pool.submit(client.score, [items[i % 40]]) for i in range(400)]
             wait(asked, return_when=FIRST_COMPLETED)
@@ -64,82 +80,85 @@ def test_a_client_that_retries_loses_nothing_when_the_process_is_killed_and_rest
             assert first.wait(timeout=30) == -signal.SIGKILL
             assert not all(each.done() for each in asked)
             with process(directory, *flags, stderr=subprocess.DEVNULL):
-                answers = [each.result(timeout=180) for each in asked]
+                answers = [each.result(timeout=SECONDS) for each in asked]
     assert [a.results for a in answers] == [alone[i % 40].results for i in range(400)]
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="only Linux has a device that is always full")
 def test_a_log_on_a_full_disk_disturbs_nobody(tmp_path: Path) -> None:
-    port = free_port()
-    with FULL.open("wb") as full, process(make_model(tmp_path), "--port", str(port), stderr=full) as running:
-        with client_of(f"http://127.0.0.1:{port}") as client:
-            for _ in range(50):
-                ask(client, "/score", {"items": [TEA, LOCK]})
-            assert client.post("/score", content=b"{").status_code in {400, 415}
-        running.send_signal(signal.SIGTERM)
-        assert running.wait(timeout=60) == 0
+    with FULL.open("wb") as full, served(make_model(tmp_path), stderr=full) as service:
+        for _ in range(50):
+            ask(service.client, "/score", {"items": [TEA, LOCK]})
+        assert service.client.post("/score", content=b"{").status_code in {400, 415}
 
 
-def test_a_log_that_nobody_reads_disturbs_nobody(tmp_path: Path) -> None:
-    port = free_port()
+MAX_FILES = 256
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("model"), seed=4)
+
+
+@pytest.fixture(scope="module")
+def neglected(directory: Path) -> Iterator[httpx.Client]:
+    """A client of a service that may open few files, and whose log nobody reads from the first request on."""
+
+    def few_files() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, MAX_FILES))
+
     reader, writer = os.pipe()
     with (
         os.fdopen(reader, "rb"),
-        os.fdopen(writer, "wb") as pipe,
-        process(make_model(tmp_path), "--port", str(port), stderr=pipe) as running,
+        os.fdopen(writer, "wb", buffering=0) as pipe,
+        served(directory, stderr=pipe, preexec_fn=few_files) as service,
     ):
-        os.set_blocking(writer, True)
-        with client_of(f"http://127.0.0.1:{port}") as client:
-            for _ in range(1500):  # a pipe holds 64 KiB
-                ask(client, "/score", {"items": [TEA]})
-        running.send_signal(signal.SIGTERM)
-        assert running.wait(timeout=60) == 0
+        fill(pipe)
+        yield service.client
 
 
-def test_a_checkpoint_that_is_cut_off_or_deleted_on_disk_serves_on(tmp_path: Path) -> None:
-    directory = make_model(tmp_path, seed=4)
-    with process(directory, stderr=subprocess.PIPE) as running, client_of(address(running)) as client:
-        before = ask(client, "/score", {"items": [TEA, LOCK]})["results"]
-        os.truncate(directory / "model.safetensors", 100)
-        assert ask(client, "/score", {"items": [TEA, LOCK]})["results"] == before
-        (directory / "model.safetensors").unlink()
-        assert ask(client, "/score", {"items": [TEA, LOCK]})["results"] == before
-        assert running.poll() is None
+def fill(pipe: io.FileIO) -> None:
+    """With as much as it holds, so that the next line waits for a reader."""
+    os.set_blocking(pipe.fileno(), False)
+    while pipe.write(bytes(select.PIPE_BUF)):
+        pass
+    os.set_blocking(pipe.fileno(), True)
 
 
-def test_the_soft_limit_of_open_files_is_raised_to_the_hard_one(tmp_path: Path) -> None:
-    def few_files() -> None:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 512))
-
-    with (
-        process(make_model(tmp_path), stderr=subprocess.PIPE, preexec_fn=few_files) as running,
-        client_of(address(running)) as client,
-        open_connections(client, 200),
-    ):
-        ask(client, "/score", {"items": [TEA]})
+def test_a_log_that_nobody_reads_disturbs_nobody(neglected: httpx.Client) -> None:
+    for _ in range(50):
+        ask(neglected, "/score", {"items": [TEA]})
 
 
-def test_a_flood_beyond_the_open_files_passes_and_leaves_the_service_well(tmp_path: Path) -> None:
-    def few_files() -> None:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))
-
-    with (
-        process(make_model(tmp_path), stderr=subprocess.PIPE, preexec_fn=few_files) as running,
-        client_of(address(running)) as client,
-    ):
-        with open_connections(client, 300):
-            ask(client, "/score", {"items": [TEA]})  # on the connection that it has
-        with httpx.Client(base_url=client.base_url, timeout=60, trust_env=False) as newcomer:
+def test_the_soft_limit_of_open_files_is_raised_to_the_hard_one(neglected: httpx.Client) -> None:
+    with open_connections(neglected, MAX_FILES - 100):
+        ask(neglected, "/score", {"items": [TEA]})
+        with httpx.Client(base_url=neglected.base_url, timeout=60, trust_env=False) as newcomer:
             ask(newcomer, "/score", {"items": [TEA]})
+
+
+def test_a_flood_beyond_the_open_files_passes_and_leaves_the_service_well(neglected: httpx.Client) -> None:
+    ask(neglected, "/score", {"items": [TEA]})  # so that it has a connection
+    with open_connections(neglected, MAX_FILES + 100):
+        ask(neglected, "/score", {"items": [TEA]})
+    with httpx.Client(base_url=neglected.base_url, timeout=60, trust_env=False) as newcomer:
+        ask(newcomer, "/score", {"items": [TEA]})
+
+
+def test_a_checkpoint_that_is_cut_off_or_deleted_on_disk_serves_on(neglected: httpx.Client, directory: Path) -> None:
+    file = directory / "model.safetensors"
+    before = ask(neglected, "/score", {"items": [TEA, LOCK]})["results"]
+    os.truncate(file, 100)
+    assert ask(neglected, "/score", {"items": [TEA, LOCK]})["results"] == before
+    file.unlink()
+    assert ask(neglected, "/score", {"items": [TEA, LOCK]})["results"] == before
 
 
 @contextmanager
 def open_connections(client: httpx.Client, count: int) -> Iterator[None]:
     """That many more, on which nothing is sent."""
     address = client.base_url.host, client.base_url.port or 0
-    connections = [socket.create_connection(address, timeout=60) for _ in range(count)]
-    try:
+    with ExitStack() as opened:
+        for _ in range(count):
+            opened.enter_context(socket.create_connection(address, timeout=60))
         yield
-    finally:
-        for connection in connections:
-            connection.close()
