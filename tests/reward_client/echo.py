@@ -86,6 +86,11 @@ def count_wrong(client: Client, first: int, count: int = 40) -> int:
     return asyncio.run(run())
 
 
+def report_wrong(pipe: Any, client: Client, first: int) -> None:
+    """What a process of its own sends."""
+    pipe.send(count_wrong(client, first))
+
+
 def count_wrong_in_threads(client: RewardClient, first: int, count: int = 40) -> int:
     """As `count_wrong`, with all the numbers at once as several requests."""
     numbers = range(first, first + count)

@@ -30,6 +30,7 @@ from tests.reward_client import echo
 
 KINDS = [RewardClient, AsyncRewardClient]
 METHODS = ["fork", "spawn", "forkserver"]
+multiprocessing.get_context("forkserver").set_forkserver_preload(["tests.reward_client.echo"])
 
 
 @pytest.fixture(scope="module")
@@ -47,13 +48,9 @@ def opened(kind: type[Any], url: str) -> Iterator[Any]:
         client.close()
 
 
-def report(pipe: Any, client: echo.Client, first: int) -> None:
-    pipe.send(echo.count_wrong(client, first))
-
-
 def start(context: Any, client: echo.Client, first: int) -> tuple[Any, Any]:
     here, there = context.Pipe(duplex=False)
-    process = context.Process(target=report, args=(there, client, first))
+    process = context.Process(target=echo.report_wrong, args=(there, client, first))
     process.start()
     there.close()
     return process, here
