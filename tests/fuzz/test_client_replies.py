@@ -24,7 +24,7 @@ RIGHT = {
     "usage": {"num_tokens": 6, "num_computed_tokens": 6},
 }
 QUICK = Retry(max_attempts=2, first_seconds=0.001, max_seconds=0.002)
-DEADLINE_SECONDS = 3.0
+DEADLINE_SECONDS = 30.0
 
 
 class Garbage:

@@ -91,11 +91,11 @@ def connected(certificate: Path, port: int) -> Iterator[httpx.Client]:
     ) as client:
         client.base_url = httpx.URL(f"https://127.0.0.1:{port}")
         client.event_hooks = {"request": [lambda request: request.extensions.update(sni_hostname=NAME)]}
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while True:
             try:
                 client.get("/health")
-            except httpx.ConnectError:
+            except httpx.TransportError:  # it is starting
                 assert time.monotonic() < deadline
                 time.sleep(0.1)
             else:
