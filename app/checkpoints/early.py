@@ -32,8 +32,24 @@ from app.settings import HUB_PREFIX
 Origins = list[tuple[Declaration, str]]
 
 LLAMA = TrunkNames("embed_tokens.weight", frozenset({"embed_tokens", "layers", "norm", "rotary_emb"}), "model.", 0)
+LIKE_LLAMA = (
+    *(
+        "arcee",
+        "exaone4",
+        "gemma",
+        "gemma2",
+        "gemma3_text",
+        "glm4",
+        "helium",
+        "llama",
+        "ministral3",
+        "mistral",
+        "mixtral",
+    ),
+    *("olmo", "olmo2", "olmo3", "phi3", "qwen2", "qwen3", "seed_oss", "smollm3", "stablelm", "starcoder2"),
+)
 TRUNKS: dict[str, TrunkNames] = {
-    **dict.fromkeys(("gemma", "gemma2", "llama", "mistral", "mixtral", "olmo2", "qwen2", "qwen3"), LLAMA),
+    **dict.fromkeys(LIKE_LLAMA, LLAMA),
     "gpt_neox": TrunkNames(
         "embed_in.weight",
         frozenset({"embed_in", "emb_dropout", "layers", "final_layer_norm", "rotary_emb"}),

@@ -27,7 +27,13 @@ print("torch" in sys.modules, "transformers" in sys.modules, code)
 """
 WEIGHTS = "model.safetensors"
 UP = "model.layers.1.mlp.up_proj.weight"
-TINY: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 64}
+TINY: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "vocab_size": 64,
+    "pad_token_id": 0,
+}
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
