@@ -22,21 +22,34 @@ from app.engine.self_test import forked_tree, select_plan
 from tests.engine.loaded import load_from
 from tests.models import make_model
 
-UNCOMPILED = pytest.mark.filterwarnings(
+pytestmark = pytest.mark.filterwarnings(
     "ignore:flex_attention called without torch.compile"
 )  # meant: it needs no compiler
 
 
-@pytest.fixture(params=["float32", "bfloat16"])
-def model(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RewardModel:
-    """Self-tested as on a GPU: by flex_attention, on a path of 640 tokens and beyond the sliding window of 600."""
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(BACKENDS, "flex", FlexBackend(compiled=False))
     monkeypatch.setattr(self_test, "is_gpu", lambda device: True)  # noqa: ARG005 - as it is called
-    directory = make_model(tmp_path, "gemma2", sliding_window=600, max_position_embeddings=1024)
-    return load_from(directory, dtype=request.param)
 
 
-@UNCOMPILED
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> RewardModel:
+    """Self-tested as on a GPU: by flex_attention, on a path of 640 tokens and beyond the sliding window of 600."""
+    directory = make_model(tmp_path_factory.mktemp("model"), "gemma2", sliding_window=600, max_position_embeddings=1024)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        as_on_a_gpu(monkeypatch)
+        return load_from(directory, dtype=request.param)
+
+
+@pytest.fixture
+def model(loaded: RewardModel, monkeypatch: pytest.MonkeyPatch) -> RewardModel:
+    """A test may find another plan or cache for it."""
+    as_on_a_gpu(monkeypatch)
+    for name in ("plan", "row_multiple", "cache", "cache_reason"):
+        monkeypatch.setattr(loaded, name, getattr(loaded, name))
+    return loaded
+
+
 def test_a_right_mask_passes(model: RewardModel) -> None:
     assert model.plan.name == "packed with flex_attention", model.plan.reason
     add_cache(model, 20_000_000, min_prefix_tokens=MIN_PREFIX_TOKENS)
@@ -62,7 +75,6 @@ BROKEN: dict[str, Callable[[TreeIntervals], None]] = {
 }
 
 
-@UNCOMPILED
 @pytest.mark.parametrize("how", BROKEN)
 def test_a_mask_that_is_off_by_one_token_is_found(
     model: RewardModel, monkeypatch: pytest.MonkeyPatch, how: str
@@ -121,7 +133,6 @@ def test_the_plans_of_a_gpu_try_attention_in_blocks_before_the_padded_path(model
     ]
 
 
-@UNCOMPILED
 def test_attention_that_is_wrong_at_another_length_is_found(
     model: RewardModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

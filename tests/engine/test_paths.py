@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from torch import Tensor
 
 from app.engine import packed
@@ -13,7 +13,7 @@ from app.engine.attention import cpu
 from app.engine.attention.cuda import FlexBackend
 from app.engine.batch import Batch
 from app.engine.packed import BACKENDS
-from app.engine.reward_model import ExecutionPlan
+from app.engine.reward_model import ExecutionPlan, RewardModel
 from app.engine.self_test import select_plan
 from app.engine.sequence import TokenSequence
 from tests.engine.loaded import forests, load, token_ids
@@ -99,21 +99,23 @@ def test_a_path_that_disagrees_is_not_taken(tmp_path: Path, monkeypatch: pytest.
     assert "off by" in model.plan.reason
 
 
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")  # meant: compiled it needs a compiler
-@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2"])
-@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(sequences=forests(max_sequences=6, max_length=100))
-def test_flex_attention_over_the_tree_equals_the_oracle(
-    tmp_path_factory: pytest.TempPathFactory, family: str, sequences: list[TokenSequence]
-) -> None:
-    """The CUDA backend, uncompiled on CPU: the same mask, windows and soft-caps."""
-    model = load(tmp_path_factory.mktemp(family), family)
+@pytest.fixture(scope="module", params=["llama", "mistral", "gemma2"])
+def on_flex(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> RewardModel:
+    model = load(tmp_path_factory.mktemp(request.param), request.param)
     model.plan = ExecutionPlan("packed", "forced", backend="flex")
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")  # meant: compiled it needs a compiler
+@settings(max_examples=4, deadline=None)
+@given(sequences=forests(max_sequences=6, max_length=100))
+def test_flex_attention_over_the_tree_equals_the_oracle(on_flex: RewardModel, sequences: list[TokenSequence]) -> None:
+    """The CUDA backend, uncompiled on CPU: the same mask, windows and soft-caps."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(BACKENDS, "flex", FlexBackend(compiled=False))
-        scores = model.score(Batch.of(sequences))
+        scores = on_flex.score(Batch.of(sequences))
     for scored, sequence in zip(scores, sequences, strict=True):
-        expected = model.reference_score(sequence)
+        expected = on_flex.reference_score(sequence)
         assert scored.score == pytest.approx(expected, abs=1e-5 * max(1, abs(expected)))
 
 
