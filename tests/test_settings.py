@@ -112,9 +112,8 @@ def test_the_variables_of_a_kubernetes_service_are_left_alone(name: str, monkeyp
 @pytest.mark.parametrize("name", sorted(set(Settings.model_fields) - {"safety_model", "helpfulness_model"}))
 def test_an_empty_variable_is_an_error_where_empty_means_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(f"REWARD_{name.upper()}", "")
-    with pytest.raises(ValidationError) as refused:
+    with pytest.raises(StartError, match=f"REWARD_{name.upper()}"):
         flags()
-    assert f"REWARD_{name.upper()}" in wrong_settings(refused.value)
 
 
 def test_a_dotenv_file_that_is_not_utf_8_is_one_line(tmp_path: Path) -> None:
@@ -323,9 +322,9 @@ def test_a_model_that_is_not_at_its_place_is_named_with_the_setting(tmp_path: Pa
 )
 def test_a_wrong_list_of_models_is_one_line(value: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REWARD_MODELS", value)
-    with pytest.raises(ValidationError) as refused:
+    with pytest.raises(StartError) as refused:
         flags()
-    line = wrong_settings(refused.value)
+    line = str(refused.value)
     assert "\n" not in line
     assert line.startswith("REWARD_MODELS ")
     assert says in line

@@ -61,10 +61,10 @@ def test_a_model_that_is_refused_ends_the_start_with_one_line(
         (["--safety-model", "no/such/place"], "no safety model at"),
         (["--helpfulness-model", "gpt2"], "no helpfulness model at"),
         (["--safety-device", "cuda:77"], "device 'cuda:77' cannot be used"),
-        (["--max-items", "0"], "REWARD_MAX_ITEMS '0'"),
-        (["--num-threads", "100000"], "REWARD_NUM_THREADS '100000': this machine has"),
-        (["--num-threads", "all"], "REWARD_NUM_THREADS 'all': "),
-        (["--api-keys", ""], "REWARD_API_KEYS: "),
+        (["--max-items", "0"], "--max-items '0'"),
+        (["--num-threads", "100000"], "--num-threads '100000': this machine has"),
+        (["--num-threads", "all"], "--num-threads 'all': "),
+        (["--api-keys", ""], "--api-keys: "),
     ],
 )
 def test_a_setting_that_is_wrong_ends_the_start_with_one_line(

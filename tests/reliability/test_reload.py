@@ -114,7 +114,7 @@ def test_under_load_no_request_fails_and_each_is_answered_wholly_by_one_version(
     assert scores(server) == by_version[22]
 
 
-def too_large(directory: Path) -> None:
+def of_another_size(directory: Path) -> None:
     config = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps(config | {"vocab_size": 10**9, "hidden_size": 4096}))
 
@@ -129,7 +129,7 @@ def vanished(directory: Path) -> None:
 
 
 REFUSALS: dict[Callable[[Path], object], str] = {
-    too_large: "on cpu and",
+    of_another_size: "where its config asks for",
     cut_short: "cannot be loaded",
     vanished: "cannot be loaded",
     nan_weight: "NaN or infinite weights",
