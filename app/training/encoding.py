@@ -6,7 +6,7 @@ TRL's own preprocessing would append EOS, silently drop pairs that are too long,
 import random
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Protocol, TypeVar
@@ -43,17 +43,25 @@ class Examples:
     def notes(self, max_length: int, pad_token: str) -> list[str]:
         """One sentence per reason for which pairs were dropped or changed."""
         named = (
-            (self.too_long, f"dropped: over {max_length} tokens"),
-            (self.made_equal, f"dropped: both sides are the same once cut to {max_length} tokens"),
-            (self.truncated, f"truncated to {max_length} tokens"),
+            (self.too_long, f"pairs dropped: over {max_length} tokens"),
+            (self.made_equal, f"pairs dropped: both sides are the same once cut to {max_length} tokens"),
+            (self.truncated, f"pairs truncated to {max_length} tokens"),
         )
-        notes = [f"{len(lines)} pairs {what} (line {first_of(lines)})" for lines, what in named if lines]
-        if self.end_in_pad:
-            notes.append(
-                f"{self.end_in_pad} pairs end in {pad_token}, which is the pad token: they are scored at the token before "
-                "it, in training as in the service"
-            )
-        return notes
+        return [*notes_on_lines(named), *note_on_padding(self.end_in_pad, "pairs", pad_token)]
+
+
+def notes_on_lines(named: Iterable[tuple[list[int], str]]) -> list[str]:
+    """One sentence for each list of line numbers that is not empty, which says what happened to them."""
+    return [f"{len(lines)} {what} (line {first_of(lines)})" for lines, what in named if lines]
+
+
+def note_on_padding(count: int, what: str, pad_token: str) -> list[str]:
+    """That so many end in the pad token; none if none do."""
+    note = (
+        f"{count} {what} end in {pad_token}, which is the pad token: they are scored at the token before "
+        "it, in training as in the service"
+    )
+    return [note] if count else []
 
 
 def first_of(lines: list[int]) -> str:

@@ -77,9 +77,7 @@ class PairFile:
 
     @property
     def notes(self) -> list[str]:
-        """One line that names the ignored fields; none if there are none."""
-        names = ", ".join(f"{name} ({count} lines)" for name, count in sorted(self.ignored.items()))
-        return [f"ignored fields: {names}"] if names else []
+        return ignored_fields(self.ignored)
 
     @property
     def digest(self) -> str:
@@ -88,6 +86,19 @@ class PairFile:
         for line in self.lines:
             digest.update(line.to_json() + b"\n")
         return f"sha256:{digest.hexdigest()[:16]}"
+
+
+def first_fault(place: str, error: ValidationError) -> str:
+    """The first error of the line at `place`, in the API's words, and the number of the others."""
+    first, more = first_error(error.errors(include_url=False))
+    others = f" (and {more} more)" if more else ""
+    return f"{place}: {location_of(first)} {reason(first)}{others}".replace(":  ", ": ")
+
+
+def ignored_fields(ignored: Counter[str]) -> list[str]:
+    """One line that names the fields, with the number of lines that have each; none if there are none."""
+    names = ", ".join(f"{name} ({count} lines)" for name, count in sorted(ignored.items()))
+    return [f"ignored fields: {names}"] if names else []
 
 
 def read_pairs(file: str) -> PairFile:
@@ -134,9 +145,7 @@ def pair_line(place: str, number: int, given: dict[str, Any]) -> PairLine:
     try:
         pair = Pair.model_validate(pair_fields(place, given))
     except ValidationError as error:
-        first, more = first_error(error.errors(include_url=False))
-        others = f" (and {more} more)" if more else ""
-        raise InvalidInputError(f"{place}: {location_of(first)} {reason(first)}{others}".replace(":  ", ": ")) from None
+        raise InvalidInputError(first_fault(place, error)) from None
     return PairLine(number, pair, subset, **labels)
 
 

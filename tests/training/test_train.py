@@ -18,7 +18,7 @@ from app.errors import install_command
 from app.rewards.margins import MARGINS
 from tests.api.asking import ask
 from tests.conftest import Serve
-from tests.models import make_language_model, make_model, make_tokenizer
+from tests.models import make_model, make_tokenizer
 from tests.training.kindness import kind_pairs, read, train, write_lines
 
 QUICK = ["--lr", "3e-3", "--batch-size", "8", "--epochs", "3"]
@@ -27,11 +27,6 @@ QUICK = ["--lr", "3e-3", "--batch-size", "8", "--epochs", "3"]
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("base"), seed=3)
-
-
-@pytest.fixture(scope="module")
-def lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_language_model(tmp_path_factory.mktemp("lm"))
 
 
 @pytest.fixture(scope="module")

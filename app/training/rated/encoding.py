@@ -8,7 +8,7 @@ from app.engine.inputs import Input, Messages, PromptResponse
 from app.engine.sequence import TokenSequence
 from app.engine.tokenization import Tokenization
 from app.errors import InvalidInputError, TooLongError
-from app.training.encoding import first_of
+from app.training.encoding import note_on_padding, notes_on_lines
 from app.training.options import TooLong
 from app.training.rated.groups import GroupFile, GroupLine, RatedResponse
 from app.training.rated.losses import Objective
@@ -41,13 +41,7 @@ class EncodedGroups:
             (self.truncated, f"responses truncated to {max_length} tokens"),
             (self.without_terms, "prompts dropped: their responses do not differ in any rating"),
         )
-        notes = [f"{len(lines)} {what} (line {first_of(lines)})" for lines, what in named if lines]
-        if self.end_in_pad:
-            notes.append(
-                f"{self.end_in_pad} responses end in {pad_token}, which is the pad token: they are scored at the token before "
-                "it, in training as in the service"
-            )
-        return notes
+        return [*notes_on_lines(named), *note_on_padding(self.end_in_pad, "responses", pad_token)]
 
 
 def encode(
@@ -116,11 +110,10 @@ def form_of(line: GroupLine, response: RatedResponse) -> PromptResponse | Messag
 
 def has_terms(line: GroupLine, objective: Objective) -> bool:
     """Whether the loss has a term for the group."""
-    if any(len({*line.ratings(name)} - {None}) > 1 for name in objective.names):
+    if any(line.differs_in(name) for name in objective.names):
         return True
-    pointwise, across = (name is not None for name in (objective.pointwise, objective.across))
     rated = {name for response in line.responses for name in response.ratings}
-    return (pointwise and objective.pointwise in rated) or (across and objective.across in rated)
+    return objective.pointwise in rated or objective.across in rated
 
 
 def without_padding(ids: list[int], pad_token_id: int) -> list[int]:

@@ -17,9 +17,9 @@ from pydantic_core import from_json
 
 from app.api.compare_schemas import Pair
 from app.api.schemas import Body, Message
-from app.api.validation_messages import first_error, location_of, reason
 from app.checkpoints.model_settings import check_name
 from app.errors import InvalidInputError
+from app.training.pairs import first_fault, ignored_fields
 
 FORM = 'give prompt or messages, and responses, such as [{"text": "Yes.", "helpfulness": 4}]'
 LOWEST, HIGHEST = 1, 5
@@ -51,6 +51,10 @@ class GroupLine:
         """Of each response; None where it has no rating of this name."""
         return [response.ratings.get(name) for response in self.responses]
 
+    def differs_in(self, name: str) -> bool:
+        """Whether two responses have different ratings of this name."""
+        return len({*self.ratings(name)} - {None}) > 1
+
     def pair(self, better: int, worse: int, margin: float) -> Pair:
         """Two of the responses as POST /compare takes them."""
         texts = self.responses[better].text, self.responses[worse].text
@@ -75,9 +79,7 @@ class GroupFile:
 
     @property
     def notes(self) -> list[str]:
-        """One line that names the ignored fields; none if there are none."""
-        names = ", ".join(f"{name} ({count} lines)" for name, count in sorted(self.ignored.items()))
-        return [f"ignored fields: {names}"] if names else []
+        return ignored_fields(self.ignored)
 
     @property
     def digest(self) -> str:
@@ -131,9 +133,7 @@ def group_line(place: str, number: int, given: dict[str, Any]) -> GroupLine:
     try:
         fields = GroupFields.model_validate(known)
     except ValidationError as error:
-        first, more = first_error(error.errors(include_url=False))
-        others = f" (and {more} more)" if more else ""
-        raise InvalidInputError(f"{place}: {location_of(first)} {reason(first)}{others}; {FORM}") from None
+        raise InvalidInputError(f"{first_fault(place, error)}; {FORM}") from None
     if (fields.prompt is None) == (fields.messages is None):
         has = "neither prompt nor messages" if fields.prompt is None else "both prompt and messages"
         raise InvalidInputError(f"{place} has {has}; {FORM}")
@@ -172,7 +172,7 @@ def check_rating(place: str, name: str, value: object) -> None:
 def check_ratings(groups: GroupFile) -> None:
     """Raises InvalidInputError for a rating by which no prompt has two responses that differ, such as a misspelt one."""
     for name in groups.names:
-        if not any(len({*line.ratings(name)} - {None}) > 1 for line in groups.lines):
+        if not any(line.differs_in(name) for line in groups.lines):
             first = next(line.number for line in groups.lines if any(name in each.ratings for each in line.responses))
             others = ", ".join(other for other in groups.names if other != name)
             known = f" (the others are {others})" if others else ""
