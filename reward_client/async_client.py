@@ -223,6 +223,8 @@ class AsyncRewardClient(ClientBase):
         response = await http.request(
             call.method, call.path, content=call.content, headers=call.headers, timeout=self.settings.timeout(seconds)
         )
+        if self.is_closed and "network_stream" in response.extensions:
+            await response.extensions["network_stream"].aclose()  # httpx closes no connection that is just being opened
         return Reply(response.status_code, response.headers, response.content)
 
     def _closed(self) -> ClientClosedError:

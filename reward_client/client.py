@@ -177,6 +177,9 @@ class RewardClient(ClientBase):
             here = self._by_process.setdefault(pid, made)
             if here is not made:  # another thread was faster
                 made.http.close()
+        if self.is_closed:  # since the call last looked
+            self.close()
+            raise self._closed()
         return here
 
     def _run(self, plan: plans.Plan[T], deadline_seconds: float | None) -> T:
@@ -258,7 +261,9 @@ class RewardClient(ClientBase):
                 chunks.append(part)
                 if time.monotonic() > until:
                     raise httpx.ReadTimeout("the reply did not end in time")
-            return Reply(response.status_code, response.headers, b"".join(chunks))
+        if self.is_closed and "network_stream" in response.extensions:
+            response.extensions["network_stream"].close()  # httpx closes no connection that is just being opened
+        return Reply(response.status_code, response.headers, b"".join(chunks))
 
     def _closed(self) -> ClientClosedError:
         return ClientClosedError(f"this {type(self).__name__} was closed during the call")

@@ -6,6 +6,7 @@ import threading
 import time
 import warnings
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -123,13 +124,97 @@ def test_closing_ends_a_call_that_is_under_way() -> None:
         thread = threading.Thread(target=ask)
         thread.start()
         assert asked.acquire(timeout=60)
-        assert asked.acquire(
-            timeout=60
-        )  # both connections: one that is still connecting would be left to the garbage collector
         client.close()
         released.set()
         thread.join(60)
     assert [type(error) for error in errors] == [ClientClosedError]
+
+
+class ConnectsSlowly(httpx.HTTPTransport):
+    """Each connect waits, once it has begun, until `go_on` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.began, self.go_on = threading.Event(), threading.Event()
+        self.sockets: list[Any] = []
+
+    @override
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        request.extensions["trace"] = self.trace
+        return super().handle_request(request)
+
+    def trace(self, event: str, facts: dict[str, Any]) -> None:
+        if event == "connection.connect_tcp.started":
+            self.began.set()
+            assert self.go_on.wait(60)
+        elif event == "connection.connect_tcp.complete":
+            self.sockets.append(facts["return_value"].get_extra_info("socket"))
+
+
+def test_closing_during_a_connect_leaves_no_connection_open() -> None:
+    transport = ConnectsSlowly()
+    with echo.serve() as url, ThreadPoolExecutor() as threads:
+        client = RewardClient(url, transport=transport)
+        answer = threads.submit(echo.score, client, 1)
+        assert transport.began.wait(60)
+        client.close()
+        transport.go_on.set()
+        assert isinstance(answer.exception(60), ClientClosedError)
+    assert [each.fileno() for each in transport.sockets] == [-1]
+
+
+class ConnectsSlowlyInLoop(httpx.AsyncHTTPTransport):
+    """Each connect waits, once it has begun, until `go_on` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.began, self.go_on = asyncio.Event(), asyncio.Event()
+        self.sockets: list[Any] = []
+
+    @override
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        request.extensions["trace"] = self.trace
+        return await super().handle_async_request(request)
+
+    async def trace(self, event: str, facts: dict[str, Any]) -> None:
+        if event == "connection.connect_tcp.started":
+            self.began.set()
+            await asyncio.wait_for(self.go_on.wait(), 60)
+        elif event == "connection.connect_tcp.complete":
+            self.sockets.append(facts["return_value"].get_extra_info("socket"))
+
+
+def test_closing_an_async_client_during_a_connect_leaves_no_connection_open() -> None:
+    transport = ConnectsSlowlyInLoop()
+
+    async def run(url: str) -> None:
+        client = AsyncRewardClient(url, transport=transport)
+        answer = asyncio.create_task(echo.score_in_loop(client, 1))
+        await asyncio.wait_for(transport.began.wait(), 60)
+        await client.aclose()
+        transport.go_on.set()
+        with pytest.raises(ClientClosedError):
+            await answer
+
+    with echo.serve() as url:
+        asyncio.run(run(url))
+    assert [each.fileno() for each in transport.sockets] == [-1]
+
+
+class ClosedMeanwhile(RewardClient):
+    """Another thread closes it whenever a call has found it open."""
+
+    @override
+    def check_open(self) -> None:
+        super().check_open()
+        self.close()
+
+
+def test_a_call_that_begins_while_its_client_is_closed_opens_no_connection() -> None:
+    client = ClosedMeanwhile("http://rewards", limits=Limits(max_items=1))
+    with pytest.raises(ClientClosedError, match="was closed during the call"):
+        client.score([{"text": "1"}] * 2)
+    assert not client._by_process
 
 
 def test_a_failed_request_ends_its_call_without_waiting_for_the_others() -> None:
