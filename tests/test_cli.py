@@ -153,9 +153,9 @@ def test_standard_input_is_a_file(
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        (b"{", "line 4 is not JSON"),
+        (b"{", "line 4 is not JSON: EOF while parsing an object at column 1; correct it, or take the line out"),
         (b'{"text": "a"}, {"text": "b"}', "line 4 is not JSON"),
-        (b'{"text": "\xff"}', "line 4 is not JSON"),
+        (b'{"text": "\xff"}', "line 4 has the byte 0xff at column 11, which is not UTF-8; save the file as UTF-8"),
         (b'{"text": "\\ud800"}', "line 4 is not JSON"),
         (b'{"text":' + b"[" * 10_000, "line 4 is not JSON"),
         (b"1", "line 4: items[1]"),

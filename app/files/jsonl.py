@@ -64,13 +64,22 @@ def json_lines(name: str, lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]
     for number, raw in enumerate(lines, 1):
         if number == 1 and raw.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
             raise InvalidInputError(f"{name} is UTF-16; save it as UTF-8")
-        line = raw.removeprefix(BOM_UTF8) if number == 1 else raw
-        if line.strip():
+        line = (raw.removeprefix(BOM_UTF8) if number == 1 else raw).strip()
+        if line:
             try:
                 from_json(line)  # the parser that reads requests
             except ValueError as error:
-                raise InvalidInputError(f"{name} line {number} is not JSON: {error}") from None
-            yield number, line.strip()
+                raise InvalidInputError(f"{name} line {number} {fault_of(line, error)}") from None
+            yield number, line
             found = True
     if not found:
         raise InvalidInputError(f"{name} has no lines; give one JSON object a line")
+
+
+def fault_of(line: bytes, error: ValueError) -> str:
+    """Why the line is not JSON, and what to do."""
+    try:
+        line.decode()
+    except UnicodeDecodeError as wrong:
+        return f"has the byte 0x{line[wrong.start]:02x} at column {wrong.start + 1}, which is not UTF-8; save the file as UTF-8"
+    return f"is not JSON: {str(error).replace(' at line 1 column', ' at column')}; correct it, or take the line out"

@@ -97,7 +97,7 @@ def first_fault(place: str, error: ValidationError) -> str:
 
 def ignored_fields(ignored: Counter[str]) -> list[str]:
     """One line that names the fields, with the number of lines that have each; none if there are none."""
-    names = ", ".join(f"{name} ({count} lines)" for name, count in sorted(ignored.items()))
+    names = ", ".join(f"{name:.60} ({count} lines)" for name, count in sorted(ignored.items()))
     return [f"ignored fields: {names}"] if names else []
 
 
