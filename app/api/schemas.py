@@ -5,12 +5,11 @@ Requests are strict: numbers are finite, and an unknown field is an error, so th
 Rules that JSON Schema cannot express, such as "exactly one input form", are checked here unless they need a setting or a model.
 """
 
-import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic_core import PydanticCustomError, from_json
 
 Truncation = Annotated[
     Literal["error", "prompt", "left", "right"],
@@ -41,7 +40,7 @@ def arguments_object(value: object) -> object:
     """A tool call's arguments as the object that chat templates expect. OpenAI's clients send them as a JSON string."""
     if isinstance(value, str):
         try:
-            parsed = json.loads(value or "{}")
+            parsed = from_json(value or "{}")
         except ValueError as error:
             raise wrong(f"is {value[:40]!r}, which is not JSON ({error}); send an object") from None
         if not isinstance(parsed, dict):

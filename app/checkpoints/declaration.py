@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, ValidationError, model_validator
+from pydantic_core import from_json
 
 from app.engine.head_names import ActivationName, Reduction
 from app.errors import ModelRefusedError
@@ -258,12 +259,11 @@ def preset(source: str, name: str) -> Declaration:
 
 def parse(source: str, text: str, origin: str) -> Declaration:
     try:
-        content = json.loads(text)
+        content = from_json(text)
+    except ValueError as error:
+        raise ModelRefusedError(f"{source}: {origin} is no JSON ({error}); correct it") from error
+    try:
         return Declaration.model_validate(content)
-    except json.JSONDecodeError as error:
-        raise ModelRefusedError(
-            f"{source}: {origin} is no JSON ({error.msg}, line {error.lineno}); correct it"
-        ) from error
     except ValidationError as error:
         raise ModelRefusedError(f"{source}: {origin} {first_error(error)}; docs/models.md lists the keys") from error
 

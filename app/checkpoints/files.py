@@ -1,10 +1,11 @@
 """Finds a checkpoint's files, and reads the headers of safetensors files. Needs no torch for a directory."""
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pydantic_core import from_json
 
 from app.checkpoints.pickled import is_file_name
 from app.errors import one_line
@@ -36,8 +37,8 @@ def read_json(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise FileNotFoundError(f"no file named {file.name}")
     try:
-        read = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:  # no UTF-8 is one too
+        read = from_json(file.read_bytes())
+    except ValueError as error:
         raise BrokenFileError(f"{file} is not valid JSON: {one_line(error)}") from error
     if not isinstance(read, dict):
         raise BrokenFileError(f"{file} is not a JSON object")
@@ -55,7 +56,7 @@ def broken_json(directory: Path) -> list[str]:
     broken = []
     for file in sorted(directory.glob("*.json")):
         try:
-            json.loads(file.read_bytes())
+            from_json(file.read_bytes())
         except ValueError:
             broken.append(file.name)
     return broken
@@ -118,7 +119,7 @@ def read_header(file: Path) -> dict[str, Any]:
         if not 0 < num_bytes <= min(size - PREFIX_BYTES, MAX_HEADER_BYTES):
             raise BrokenFileError(f"{file} is not a complete safetensors file: it has {size:,} bytes and no header")
         try:
-            header = json.loads(stream.read(num_bytes))
+            header = from_json(stream.read(num_bytes))
             dict(header.get(METADATA, {}))
             ends = [read_entry(entry)[1] for name, entry in header.items() if name != METADATA]
         except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:

@@ -1,8 +1,9 @@
 """Finds weights saved as pickles (`.bin`), which the service never opens; `reward-service convert` converts them."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
+
+from pydantic_core import from_json
 
 from app.errors import StartError, one_line
 
@@ -36,7 +37,7 @@ def index_of(directory: Path, name: str) -> Mapping[str, str] | None:
     if not file.is_file():
         return None
     try:
-        files = json.loads(file.read_text(encoding="utf-8"))["weight_map"]
+        files = from_json(file.read_bytes())["weight_map"]
         is_valid = isinstance(files, dict) and all(map(is_file_name, files.values()))
     except (ValueError, KeyError, TypeError) as error:
         raise StartError(f"{file} is not an index of weights ({one_line(error)}); get an intact file") from error

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import from_json
+
 from app.checkpoints.model_settings import ROLES
 from app.errors import InvalidInputError
 
@@ -29,11 +31,11 @@ def example(name: str) -> list[Item]:
 def items_of_jsonl(text: str) -> list[Item]:
     """Parses one JSON object per line; raises InvalidInputError that names the invalid line."""
     items = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
-            item = json.loads(line)
+            item = from_json(line)
         except ValueError as error:
             raise InvalidInputError(f"line {number} is not JSON: {error}") from None
         if not isinstance(item, dict):
@@ -99,7 +101,7 @@ def item_of(number: int, cells: dict[str, Any]) -> Item:
 
 def json_cell(number: int, column: str, text: str, kind: type) -> Any:
     try:
-        value = json.loads(text)
+        value = from_json(text)
     except ValueError:
         value = None
     if not isinstance(value, kind):

@@ -1,7 +1,8 @@
 """A conversation as a person types it, and as the API takes it."""
 
-import json
 import re
+
+from pydantic_core import from_json
 
 from app.errors import InvalidInputError
 
@@ -21,7 +22,7 @@ def messages_of(text: str) -> list[dict[str, str]]:
         raise InvalidInputError("The conversation is empty; write its turns, or choose an example.")
     if text.lstrip().startswith("["):
         try:
-            listed: list[dict[str, str]] = json.loads(text)
+            listed: list[dict[str, str]] = from_json(text)
         except ValueError as error:
             raise InvalidInputError(f"The conversation begins like JSON but is not valid JSON: {error}.") from None
         return listed

@@ -55,6 +55,10 @@ BAD_INPUTS: list[tuple[dict[str, Any], str]] = [
     ({"messages": [CALLING]}, "items[1] has tool_calls, which the checkpoint's chat template does not render"),
     ({"messages": [{**CALLING, "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]}, "arguments is '{'"),
     ({"messages": [{**CALLING, "tool_calls": [{"function": {"name": "f", "arguments": "1"}}]}]}, "send an object"),
+    (
+        {"messages": [{**CALLING, "tool_calls": [{"function": {"name": "f", "arguments": "[" * 10_000}}]}]},
+        "which is not JSON (recursion limit exceeded",
+    ),
     ({"messages": [{**ASSISTANT, "reasoning_content": "Well."}]}, "items[1] has reasoning_content, which"),
     ({"input_ids": []}, "items[1].input_ids"),
     ({"input_ids": [5, 320]}, "token id 320"),

@@ -86,6 +86,22 @@ REFUSED: dict[str, tuple[Edit, str]] = {
         writing("config.json", "{"),
         "/config.json is not valid JSON: .*; copy the file again",
     ),
+    "a config that is nested too deeply": (
+        writing("config.json", "[" * 10_000),
+        "/config.json is not valid JSON: recursion limit exceeded.*; copy the file again",
+    ),
+    "a tokenizer that is nested too deeply": (
+        writing("tokenizer_config.json", "[" * 10_000),
+        "tokenizer_config.json is not valid JSON: copy it again",
+    ),
+    "a header that is nested too deeply": (
+        writing(WEIGHTS, struct.pack("<Q", 10_000) + b"[" * 10_000),
+        "its header is invalid .recursion limit exceeded.*; copy the file again",
+    ),
+    "a declaration that is nested too deeply": (
+        writing("reward.json", "[" * 10_000),
+        "reward.json is no JSON .recursion limit exceeded.*; correct it",
+    ),
     "a config that is a list": (
         writing("config.json", "[]"),
         "/config.json is not a JSON object.*; copy the file again",

@@ -210,6 +210,10 @@ def a_path_in_the_index(directory: Path) -> None:
     (directory / f"{PICKLE}.index.json").write_text(json.dumps({"weight_map": {"a": "../elsewhere.bin"}}))
 
 
+def a_deep_index(directory: Path) -> None:
+    (directory / f"{PICKLE}.index.json").write_text("[" * 10_000)
+
+
 def both_formats(directory: Path) -> None:
     (directory / WEIGHTS).write_text("mine")
 
@@ -221,6 +225,7 @@ REFUSED = {
     a_lost_shard: "pytorch_model-00002-of-00002.bin is missing",
     a_lost_tensor: "lacks score.weight",
     a_path_in_the_index: "is not an index of weights",
+    a_deep_index: "is not an index of weights .recursion limit exceeded",
     both_formats: "has model.safetensors beside pytorch_model.bin",
     lambda directory: (directory / PICKLE).unlink(): "has no weights to convert",
 }

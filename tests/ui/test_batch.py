@@ -69,6 +69,7 @@ def test_a_column_too_many_is_refused_in_words() -> None:
         (5, "minus one", "row 2, reference_logprobs"),
         (6, "mask 1 0", "row 2, other fields: 'mask 1 0' is not readable; give a JSON object"),
         (6, "[1, 0]", "row 2, other fields"),
+        (6, "[" * 10_000, "row 2, other fields"),
     ],
 )
 def test_a_cell_that_is_not_readable_is_named(cell: int, value: str, says: str) -> None:
@@ -82,6 +83,7 @@ def test_a_cell_that_is_not_readable_is_named(cell: int, value: str, says: str) 
     ("given_text", "says"),
     [
         ('{"prompt": "a"}\n{"prompt": ', "line 2 is not JSON"),
+        ("[" * 10_000, "line 1 is not JSON"),
         ('\n\n["a"]', r"line 3 is \[\"a\"\]; give one JSON object a line"),
         (" \n", "there is no line"),
     ],
@@ -89,6 +91,11 @@ def test_a_cell_that_is_not_readable_is_named(cell: int, value: str, says: str) 
 def test_a_line_that_is_no_item_is_named(given_text: str, says: str) -> None:
     with pytest.raises(InvalidInputError, match=says):
         batch.items_of_jsonl(given_text)
+
+
+def test_a_line_separator_in_a_string_ends_no_line() -> None:
+    item = {"prompt": "a\u2028b\u0085c", "response": "d"}
+    assert batch.items_of_jsonl(json.dumps(item, ensure_ascii=False)) == [item]
 
 
 @pytest.mark.parametrize("name", batch.EXAMPLES)
