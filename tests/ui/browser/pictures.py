@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,19 @@ def trainer(url: str, until: threading.Event) -> None:
                 for i, entry in enumerate(inputs)
             ]
             list(pool.map(lambda body: client.post("/score", json=body), bodies))
+
+
+@contextmanager
+def traffic(url: str) -> Iterator[None]:
+    """A trainer at work, whose requests are all answered at the end."""
+    until = threading.Event()
+    work = threading.Thread(target=trainer, args=(url, until))
+    work.start()
+    try:
+        yield
+    finally:
+        until.set()
+        work.join()
 
 
 def score(page: Page) -> None:
@@ -103,15 +116,11 @@ def main() -> None:
                 page.goto(f"{url}/ui/")
                 for name, use in ((name, TABS[name]) for name in sys.argv[1:] or TABS):
                     page.get_by_role("tab", name=name).click()
-                    until = threading.Event()
-                    work = threading.Thread(target=trainer, args=(url, until))
-                    if use is live:
-                        work.start()
-                    use(page)
-                    page.mouse.move(0, 0)
-                    page.evaluate("document.activeElement.blur(); scrollTo(0, 0)")
-                    png = page.screenshot(full_page=True)
-                    until.set()
+                    with traffic(url) if use is live else nullcontext():
+                        use(page)
+                        page.mouse.move(0, 0)
+                        page.evaluate("document.activeElement.blur(); scrollTo(0, 0)")
+                        png = page.screenshot(full_page=True)
                     save(png, OUT / f"{name.split()[0].lower()}-{width}-{scheme}.png")
                 context.close()
         browser.close()
