@@ -149,9 +149,13 @@ def test_compose_publishes_on_the_loopback_alone(service: dict[str, Any]) -> Non
 
 
 def enabled(*profiles: str) -> set[str]:
-    """The services that `docker compose up` starts with these profiles: those with one of them, and those with none."""
+    """The services that `docker compose up` starts with these profiles: those with one of them, and those without a list.
+
+    Where no profile is named, compose takes "" for one: it splits an empty COMPOSE_PROFILES at its commas.
+    """
+    active = {*(profiles or ("",))}
     services = compose()["services"]
-    return {name for name, service in services.items() if {*service.get("profiles", profiles)} & {*profiles}}
+    return {name for name, service in services.items() if {*service.get("profiles", active)} & active}
 
 
 @pytest.mark.parametrize(("profile", "name"), [("cpu", "reward-service"), ("gpu", "reward-service-gpu")])
@@ -159,6 +163,10 @@ def test_a_profile_starts_one_service_on_port_8000(profile: str, name: str) -> N
     assert enabled(profile) == {name}
     assert compose()["services"][name]["ports"] == ["127.0.0.1:${PORT:-8000}:8000"]
     assert enabled(profile, "monitoring") == {name, "prometheus", "grafana"}
+
+
+def test_without_a_profile_the_cpu_service_starts_alone() -> None:
+    assert enabled() == enabled("cpu")
 
 
 def test_prometheus_finds_the_service_of_either_profile() -> None:
