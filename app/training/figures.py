@@ -126,7 +126,7 @@ def draw_accuracies(axes: Axes, rows: list[tuple[str, dict[str, Any]] | None]) -
     axes.set_yticks(places, names)
     axes.set_xlim(-0.03, 1.03)
     axes.set_ylim(len(rows) - 0.3, -0.7)
-    bare(axes, "Accuracy", "share of pairs whose chosen side is ahead")
+    bare(axes, "Accuracy", "share of pairs whose chosen side scores higher")
     axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(0, -0.14), ncols=2)
 
 
@@ -137,7 +137,7 @@ def shorten(name: str) -> str:
 def draw_reliability(axes: Axes, evaluation: Evaluation) -> None:
     """The reliability diagram: on the diagonal the model is perfectly calibrated, above it underconfident."""
     bins, ece = evaluation.calibration
-    axes.plot([0.5, 1], [0.5, 1], color=GREY, linewidth=1, linestyle="--", label="as often right as sure")
+    axes.plot([0.5, 1], [0.5, 1], color=GREY, linewidth=1, linestyle="--", label="perfectly calibrated")
     axes.plot([each.confidence for each in bins], [each.accuracy for each in bins], color=PALE, linewidth=1.5)
     for each in bins:
         low, high = each.interval
@@ -156,7 +156,12 @@ def draw_reliability(axes: Axes, evaluation: Evaluation) -> None:
     axes.set_xlim(0.48, 1.02)
     axes.set_ylim(0, 1.04)
     title = f"Reliability of sigmoid(difference): ECE {ece:.3f}"
-    bare(axes, title, "confidence in the side that is ahead; above it, how many pairs", "share that is right")
+    bare(
+        axes,
+        title,
+        "confidence in the side that scores higher; above the axis, the number of pairs",
+        "share of correct pairs",
+    )
     axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(0, -0.14), ncols=2)
 
 
