@@ -15,6 +15,7 @@ from torch import Tensor
 from app.checkpoints.loading import load_checkpoint
 from app.checkpoints.memory import available_bytes, prefix_cache_bytes
 from app.checkpoints.model_settings import in_words, is_model_name
+from app.checkpoints.prepacking import is_prepacking_faster, prepack
 from app.checkpoints.sharing import SharedBases, shared_bytes
 from app.engine.cache_test import add_cache
 from app.engine.engine import Engine
@@ -63,10 +64,8 @@ def load_models(settings: Settings, limit: ThreadLimit | None = None) -> dict[st
     prepare_process()
     chooser = ThreadChooser(limit, FreeProcessors())
     bases = SharedBases(given.source for given in wanted.values())
-    models: dict[str, RewardModel] = {}
-    test_states: dict[str, Tensor] = {}
-    for name, given in wanted.items():
-        checkpoint = load_checkpoint(
+    checkpoints = {
+        name: load_checkpoint(
             given.source,
             device=given.device,
             dtype=settings.dtype,
@@ -75,6 +74,13 @@ def load_models(settings: Settings, limit: ThreadLimit | None = None) -> dict[st
             text=given.text,
             bases=bases,
         )
+        for name, given in wanted.items()
+    }
+    if is_prepacking_faster():
+        prepack([checkpoint.net for checkpoint in checkpoints.values()])
+    models: dict[str, RewardModel] = {}
+    test_states: dict[str, Tensor] = {}
+    for name, checkpoint in checkpoints.items():
         by_device = CPU_BATCH_TOKENS if checkpoint.device.type == "cpu" else DEFAULT_BATCH_TOKENS
         model = RewardModel(
             name,
@@ -88,7 +94,9 @@ def load_models(settings: Settings, limit: ThreadLimit | None = None) -> dict[st
             test_states[name] = states
         if model.device.type == "cpu":
             model.memory = ForwardMemory.of(model, partial(available_bytes, model.device))
-        logger.info("%s: %s on %s, %s path (%s)", name, given.source, model.device, model.plan.name, model.plan.reason)
+        logger.info(
+            "%s: %s on %s, %s path (%s)", name, checkpoint.source, model.device, model.plan.name, model.plan.reason
+        )
         if shared := shared_bytes(model.net, [other.net for other in models.values()]):
             logger.info("%s: %s of weights are those of a model above, from the same base", name, byte_size(shared))
         models[name] = model

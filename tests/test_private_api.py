@@ -22,6 +22,11 @@ Use = tuple[str, str]
 """A module of ours, and the name that it uses."""
 
 USES: dict[Use, tuple[str, str]] = {
+    ("app.checkpoints.prepacking", "_linear_pointwise"): (
+        "torch",
+        "a product with prepacked weights: torch's compiler calls it, and no public function does",
+    ),
+    ("app.checkpoints.prepacking", "_reorder_linear_weight"): ("torch", "prepacks a weight for the product above"),
     ("app.cli", "_cli_settings_source"): (
         "pydantic-settings",
         "documented, though its name is private: how flags of a parser of one's own become settings",

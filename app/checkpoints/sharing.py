@@ -165,5 +165,10 @@ def weights_in_memory(net: nn.Module) -> list[Tensor]:
 
 def shared_bytes(net: nn.Module, others: Iterable[nn.Module]) -> int:
     """Bytes of the parameters of `net` that share memory with parameters of `others`."""
-    theirs = {weight.untyped_storage().data_ptr() for other in others for weight in weights_in_memory(other)}
-    return sum(weight.nbytes for weight in weights_in_memory(net) if weight.untyped_storage().data_ptr() in theirs)
+    theirs = {address_of(weight) for other in others for weight in weights_in_memory(other)}
+    return sum(weight.nbytes for weight in weights_in_memory(net) if address_of(weight) in theirs)
+
+
+def address_of(weight: Tensor) -> int:
+    """The same for two tensors in the same memory. oneDNN's tensors have no address; those that are shared are one object."""
+    return id(weight) if weight.is_mkldnn else weight.untyped_storage().data_ptr()
