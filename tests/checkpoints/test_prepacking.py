@@ -28,7 +28,7 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def no_matrix_is_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepacking, "MIN_SIZE", 1)
+    monkeypatch.setattr(prepacking, "MIN_ELEMENTS", 1)
 
 
 def prepacked(linear: nn.Linear) -> PrepackedLinear:
