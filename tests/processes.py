@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Protocol
 
 ROOT = Path(__file__).resolve().parent.parent
 CLI = [sys.executable, "-c", "import sys; from app.cli import main; sys.exit(main())"]
@@ -20,6 +20,20 @@ def environment(**variables: str) -> dict[str, str]:
     """Of this process, without the developer's own settings, and with no way to the hub."""
     kept = {name: value for name, value in os.environ.items() if not name.upper().startswith("REWARD_")}
     return kept | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | variables
+
+
+class Process(Protocol):
+    """What the tests use of `subprocess.Popen` and of `tests.forked.Forked`."""
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def returncode(self) -> int | None: ...
+    @property
+    def stderr(self) -> IO[str] | None: ...
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def send_signal(self, number: int, /) -> None: ...
 
 
 @contextmanager
@@ -34,7 +48,7 @@ def running(
             process.kill()
 
 
-def url_from(process: "subprocess.Popen[str]") -> str:
+def url_from(process: Process) -> str:
     """Of the line in which the service says that it is ready; AssertionError with what it said where none comes."""
     assert process.stderr is not None
     said = []
@@ -45,7 +59,7 @@ def url_from(process: "subprocess.Popen[str]") -> str:
     raise AssertionError("".join(said))
 
 
-def read_on(process: "subprocess.Popen[str]") -> None:
+def read_on(process: Process) -> None:
     """Reads and drops what it writes from here, so that it never waits for a reader."""
     assert process.stderr is not None
     threading.Thread(target=process.stderr.read, daemon=True).start()

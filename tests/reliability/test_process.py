@@ -2,7 +2,6 @@
 
 import io
 import os
-import resource
 import select
 import signal
 import socket
@@ -13,7 +12,7 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import httpx
 import pytest
@@ -21,33 +20,33 @@ import pytest
 from reward_client import RewardClient
 from reward_client.exchange import Retry
 from tests.api.asking import LOCK, TEA, ask
+from tests.forked import forked
 from tests.models import make_model
-from tests.processes import SERVE, environment, free_port, read_on, running, url_from
+from tests.processes import SERVE, Process, environment, free_port, read_on, url_from
 
 FULL = Path("/dev/full")
 SECONDS = 400.0
 """Far more than a service needs to start again on a busy machine."""
 
 
-def process(
-    directory: Path, *flags: str, stderr: int | IO[bytes], **options: Any
-) -> AbstractContextManager["subprocess.Popen[str]"]:
-    """The service on the checkpoint in `directory`."""
+def process(directory: Path, *flags: str, stderr: int | IO[bytes], before: str = "") -> AbstractContextManager[Process]:
+    """The service on the checkpoint in `directory`, after the statements `before`."""
     models = {"REWARD_SAFETY_MODEL": "", "REWARD_HELPFULNESS_MODEL": str(directory)}
-    return running([*SERVE, *flags], env=environment(**models), stderr=stderr, **options)
+    python, flag, program, *words = SERVE
+    return forked([python, flag, before + program, *words, *flags], env=environment(**models), stderr=stderr)
 
 
 @dataclass
 class Served:
-    process: "subprocess.Popen[str]"
+    process: Process
     client: httpx.Client
 
 
 @contextmanager
-def served(directory: Path, *flags: str, stderr: IO[bytes], **options: Any) -> Iterator[Served]:
+def served(directory: Path, *flags: str, stderr: IO[bytes], before: str = "") -> Iterator[Served]:
     """The service once it is ready. It must end with 0 when it is told to, whatever was done to it."""
     port = str(free_port())
-    with process(directory, "--port", port, *flags, stderr=stderr, **options) as running:
+    with process(directory, "--port", port, *flags, stderr=stderr, before=before) as running:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client:
             wait_until_ready(running, client)
             yield Served(running, client)
@@ -55,7 +54,7 @@ def served(directory: Path, *flags: str, stderr: IO[bytes], **options: Any) -> I
         assert running.wait(timeout=60) == 0
 
 
-def wait_until_ready(started: "subprocess.Popen[str]", client: httpx.Client) -> None:
+def wait_until_ready(started: Process, client: httpx.Client) -> None:
     while started.poll() is None:
         with suppress(httpx.TransportError):
             if client.get("/ready").status_code == 200:
@@ -93,6 +92,7 @@ def test_a_log_on_a_full_disk_disturbs_nobody(tmp_path: Path) -> None:
 
 
 MAX_FILES = 256
+FEW_FILES = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (64, {MAX_FILES}))\n"
 
 
 @pytest.fixture(scope="module")
@@ -103,15 +103,11 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def neglected(directory: Path) -> Iterator[httpx.Client]:
     """A client of a service that may open few files, and whose log nobody reads from the first request on."""
-
-    def few_files() -> None:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (64, MAX_FILES))
-
     reader, writer = os.pipe()
     with (
         os.fdopen(reader, "rb"),
         os.fdopen(writer, "wb", buffering=0) as pipe,
-        served(directory, stderr=pipe, preexec_fn=few_files) as service,
+        served(directory, stderr=pipe, before=FEW_FILES) as service,
     ):
         fill(pipe)
         yield service.client

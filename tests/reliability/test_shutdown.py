@@ -16,8 +16,9 @@ import httpx
 import pytest
 
 from tests.api.asking import TEA, assert_error
+from tests.forked import forked
 from tests.models import make_model
-from tests.processes import SERVE, environment, free_port, read_on, running, url_from
+from tests.processes import SERVE, Process, environment, free_port, read_on, running, url_from
 
 SOON = 20.0
 """Seconds: below the grace period of 30 and every timeout of a hub, far above what a busy machine needs."""
@@ -53,7 +54,7 @@ def hanging_hub() -> Iterator[HangingHub]:
                 connection.close()
 
 
-def wait_until_loading(process: "subprocess.Popen[str]", port: int) -> None:
+def wait_until_loading(process: Process, port: int) -> None:
     """Returns once it answers that it loads."""
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
         while process.poll() is None:
@@ -65,7 +66,7 @@ def wait_until_loading(process: "subprocess.Popen[str]", port: int) -> None:
             time.sleep(0.1)  # a process that starts says so nowhere else
 
 
-def wait_until_it_hangs(process: "subprocess.Popen[str]") -> None:
+def wait_until_it_hangs(process: Process) -> None:
     """Reads what it writes, up to the line of the code that hangs."""
     assert process.stderr is not None
     said = []
@@ -76,7 +77,7 @@ def wait_until_it_hangs(process: "subprocess.Popen[str]") -> None:
     raise AssertionError("".join(said))
 
 
-def seconds_to_end(process: "subprocess.Popen[str]", number: int) -> float:
+def seconds_to_end(process: Process, number: int) -> float:
     begun = time.monotonic()
     process.send_signal(number)
     process.wait(timeout=60)
@@ -113,11 +114,11 @@ sys.exit(main())
 
 
 @contextmanager
-def hanging_disk(directory: Path, *flags: str, **variables: str) -> Iterator["subprocess.Popen[str]"]:
+def hanging_disk(directory: Path, *flags: str, **variables: str) -> Iterator[Process]:
     """The service on a checkpoint that is read for ever as long as `directory` has a file `hangs`."""
     models = {"REWARD_SAFETY_MODEL": "", "REWARD_HELPFULNESS_MODEL": str(directory)}
     command = [sys.executable, "-c", HANGING_DISK, "serve", *flags]
-    with running(command, env=environment(**models, **variables), stderr=subprocess.PIPE) as process:
+    with forked(command, env=environment(**models, **variables), stderr=subprocess.PIPE) as process:
         yield process
 
 
@@ -166,12 +167,12 @@ sys.exit(main())
 
 
 @contextmanager
-def hanging_forward(directory: Path, num_good: int, port: int, *flags: str) -> Iterator["subprocess.Popen[str]"]:
+def hanging_forward(directory: Path, num_good: int, port: int, *flags: str) -> Iterator[Process]:
     """The service, whose forwards never return after the first `num_good`."""
     models = {"REWARD_SAFETY_MODEL": "", "REWARD_HELPFULNESS_MODEL": str(directory)}
     script = HANGING_FORWARD.format(num_good=num_good)
     command = [sys.executable, "-c", script, "serve", "--port", str(port), *flags]
-    with running(command, env=environment(**models), stderr=subprocess.PIPE) as process:
+    with forked(command, env=environment(**models), stderr=subprocess.PIPE) as process:
         yield process
 
 
@@ -199,7 +200,7 @@ def test_a_forward_that_never_returns_is_given_up_when_the_grace_period_ends(tmp
 
 def test_a_second_interrupt_ends_the_process_though_a_request_is_in_flight(tmp_path: Path) -> None:
     models = {"REWARD_SAFETY_MODEL": "", "REWARD_HELPFULNESS_MODEL": str(make_model(tmp_path))}
-    with running(SERVE, env=environment(**models), stderr=subprocess.PIPE) as process:
+    with forked(SERVE, env=environment(**models), stderr=subprocess.PIPE) as process:
         url = httpx.URL(url_from(process))
         read_on(process)
         with socket.create_connection((url.host, url.port or 0)) as connection:
