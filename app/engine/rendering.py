@@ -47,7 +47,12 @@ class Renderer:
         self._encoder = encoder
         self._bos = str(tokenizer.bos_token) if tokenizer.bos_token else None
         self._bos_id: int | None = tokenizer.bos_token_id
-        self._eos_id: int | None = tokenizer.eos_token_id
+        bos_alone = tuple(i for i in encoder.leading if i == self._bos_id)  # only a BOS belongs before a template
+        self._before_text, self._before_bare_text, self._before_template = (
+            self._leading(each) for each in (encoder.leading, (), bos_alone)
+        )
+        keeps_eos = rules.add_eos is not False
+        self._after_text = tuple(i for i in encoder.trailing if keeps_eos or i != tokenizer.eos_token_id)
         self._last_turn: LastTurn | None = None
         if self.has_template:  # at start: the first use opens files, and later connections may use up all descriptors
             self._last_turn = LastTurn.of(
@@ -171,27 +176,26 @@ class Renderer:
     def _from_template(self, text: str, *, with_special_tokens: bool = False) -> Rendered:
         if with_special_tokens:
             return self._plain(text, prompt=None, with_special_tokens=True)
-        leading = tuple(i for i in self._encoder.leading if i == self._bos_id)  # only a BOS belongs before a template
-        return Rendered((text,), self._leading(text, leading))
+        return Rendered((text,), self._before_template[self._begins_with_bos(text)])
 
     def _plain(self, text: str, *, prompt: str | None, with_special_tokens: bool) -> Rendered:
         text = self._without_bos(text)
-        leading = self._encoder.leading if with_special_tokens else ()
-        trailing = self._encoder.trailing if with_special_tokens else ()
-        if self.rules.add_eos is False:
-            trailing = tuple(i for i in trailing if i != self._eos_id)
-        return Rendered((text,), self._leading(text, leading), trailing, prompt)
+        begins_with_bos = self._begins_with_bos(text)
+        if not with_special_tokens:
+            return Rendered((text,), self._before_bare_text[begins_with_bos], (), prompt)
+        return Rendered((text,), self._before_text[begins_with_bos], self._after_text, prompt)
 
-    def _leading(self, text: str, leading: tuple[int, ...]) -> tuple[int, ...]:
-        """The tokens before the text: at most one BOS, and none if the text already begins with it."""
-        if self._bos_id is None:
-            return leading
-        begins_with_bos = self._bos is not None and text.startswith(self._bos)
-        if self.rules.add_bos is False or begins_with_bos:
-            return tuple(i for i in leading if i != self._bos_id)
-        if self.rules.add_bos and self._bos_id not in leading:
-            return (self._bos_id, *leading)
-        return leading
+    def _begins_with_bos(self, text: str) -> bool:
+        return self._bos is not None and text.startswith(self._bos)
+
+    def _leading(self, leading: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The tokens before a text without a BOS, and before one that begins with it: at most one BOS in all."""
+        without_bos = tuple(i for i in leading if i != self._bos_id)
+        if self.rules.add_bos is False:
+            return without_bos, without_bos
+        if self.rules.add_bos and self._bos_id is not None and self._bos_id not in leading:
+            return (self._bos_id, *leading), without_bos
+        return leading, without_bos
 
     def _apply_for(
         self, item: Input, messages: Conversation, options: ChatOptions = NO_OPTIONS, *, generation_prompt: bool | None

@@ -105,8 +105,7 @@ class Tokenization:
 
     def _from_ids(self, item: Input, token_ids: list[int], truncation: Truncation) -> TokenSequence:
         check_ids(item, token_ids, self.vocab_size)
-        num_bos = int(token_ids[:1] == [self._bos_id])
-        ids, is_cut = self._cut(item, WholeText(token_ids[num_bos:]), token_ids[:num_bos], [], truncation, None)
+        ids, is_cut = self._cut(item, WholeText(token_ids), [], [], truncation, None)
         types = None
         if self._pair_frame is not None and self._encoder.has_token_types:
             types = self._encoder.token_types(ids, self._pair_frame)
@@ -128,9 +127,7 @@ class Tokenization:
             return self._from_steps(item, whole, tokens, truncation)
         if len(tokens) > 1:
             return self._from_pair(item, tokens[0], tokens[1], truncation)
-        body, leading = tokens[0], list(whole.leading)
-        if not leading and body.first(1) == [self._bos_id]:
-            leading, body = body.first(1), WithoutFirst(body)
+        body, leading = tokens[0], [*whole.leading]
         closing = self._closing(body, whole.trailing)
         ids, is_cut = self._cut(item, body, leading, closing, truncation, whole)
         check_ids(item, ids, self.vocab_size)
@@ -194,7 +191,10 @@ class Tokenization:
         truncation: Truncation,
         whole: Rendered | None,
     ) -> tuple[list[int], bool]:
-        """The ids, truncated to the limit, and whether the body was truncated. `leading` and `closing` always stay."""
+        """The ids, truncated to the limit, and whether the body was truncated. `leading` and `closing` always stay.
+
+        Without `leading`, a BOS at the start of the body stays, too.
+        """
         limit = self._limit(item)
         room = limit - len(leading) - len(closing)
         ids = body.first(max(room, 0) + 1)
@@ -205,10 +205,12 @@ class Tokenization:
         too_long = f"{item.location} has {self._described(body, leading, closing, limit)}; the limit is {limit}"
         if truncation == "error":
             raise TooLongError(f"{too_long}; shorten it, or set truncation", item.item)
+        if not leading and ids[:1] == [self._bos_id]:
+            leading, body, room = ids[:1], WithoutFirst(body), room - 1
         if room <= 0:
             raise TooLongError(f"{too_long}, which the special tokens alone reach; raise the limit", item.item)
         if truncation == "right":
-            return [*leading, *ids[:room], *closing], True
+            return [*leading, *body.first(room), *closing], True
         if truncation == "prompt":
             num_response = self._num_response_tokens(item, body, leading, whole, room)
             if num_response is None:
