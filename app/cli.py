@@ -22,6 +22,7 @@ from app.checkpoints.early import check_declarations, check_files
 from app.engine.process import exit_now, has_daemon_work
 from app.errors import RewardServiceError, StartError
 from app.files.jsonl import Line, read_entries
+from app.files.output import is_full, require_other_file
 from app.files.results import Printed, ResultFile, Results
 from app.settings import Settings
 from app.training.arguments import add_comparison, add_evaluate, add_train, add_truncation, train_options
@@ -61,13 +62,14 @@ def main(argv: list[str] | None = None) -> int:
     options = parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
-        if sys.stdout is None and prints_results(options):
-            raise StartError("standard output is closed; redirect it, to a file or to /dev/null")
+        require_stdout(options)
         code = int(options.run(options))
     except BrokenPipeError:  # whoever read the results has enough: `reward-service score ... | head`
         leave_stdout()
         code = BROKEN_PIPE
-    except (RewardServiceError, OSError) as error:
+    except Exception as error:
+        if not isinstance(error, RewardServiceError | OSError) and not is_full(error):
+            raise
         sys.stderr.write(f"reward-service: {in_one_line(error)}\n")
         code = 1
     except KeyboardInterrupt:
@@ -77,9 +79,11 @@ def main(argv: list[str] | None = None) -> int:
     return code
 
 
-def prints_results(options: argparse.Namespace) -> bool:
-    """Whether standard output gets what the command finds: not that of `serve`, nor where `--out` names a file."""
-    return options.command != "serve" and str(getattr(options, "out", None) or "-") == "-"
+def require_stdout(options: argparse.Namespace) -> None:
+    """Raises StartError where it is closed and gets what the command finds: not that of `serve`, nor where `--out` names a file."""
+    prints = options.command != "serve" and str(getattr(options, "out", None) or "-") == "-"
+    if prints and sys.stdout is None:
+        raise StartError("standard output is closed; redirect it, to a file or to /dev/null")
 
 
 def leave_stdout() -> None:
@@ -90,9 +94,12 @@ def leave_stdout() -> None:
 
 
 def in_one_line(error: Exception) -> str:
+    words = " ".join(str(error).split())
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
-    return " ".join(str(error).split())
+        words = f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
+    if is_full(error) and not isinstance(error, RewardServiceError):
+        return f"a file cannot be written ({words}); make room on its disk, or write to another"
+    return words
 
 
 def wrong_settings(error: ValidationError, flags: Container[str] = ()) -> str:
@@ -277,8 +284,7 @@ def results_of(options: argparse.Namespace, lines: Sequence[Line]) -> Results:
         if options.resume:
             raise StartError("--resume needs --out: standard output cannot be continued")
         return Printed()
-    if options.file != "-" and options.out.exists() and options.out.samefile(options.file):
-        raise StartError(f"--out {options.out} is the input itself; give another file")
+    require_other_file(options.out, options.file)
     return ResultFile(options.out, [line.fields for line in lines], resume=options.resume)
 
 

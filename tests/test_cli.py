@@ -249,7 +249,10 @@ def test_a_file_of_results_needs_no_standard_output(tmp_path: Path, models: list
 
 
 def test_an_error_of_the_system_is_told_in_its_words() -> None:
-    assert in_one_line(OSError(errno.ENOSPC, "No space left on device")) == "No space left on device"
+    full = OSError(errno.ENOSPC, "No space left on device")
+    assert in_one_line(full) == (
+        "a file cannot be written (No space left on device); make room on its disk, or write to another"
+    )
     assert in_one_line(OSError(errno.EACCES, "Permission denied", "out.jsonl")) == "out.jsonl: Permission denied"
     assert in_one_line(OSError("of another kind")) == "of another kind"
 
@@ -351,7 +354,8 @@ def test_the_input_is_never_its_own_output(
     file = jsonl(tmp_path / "items.jsonl", TEA)
     before = Path(file).read_text()
     (tmp_path / "link.jsonl").symlink_to(file)
-    for out in (file, str(tmp_path / "link.jsonl")):
+    (tmp_path / "other.partial.jsonl").symlink_to(file)
+    for out in (file, str(tmp_path / "link.jsonl"), str(tmp_path / "other.jsonl")):
         assert main(["score", file, "--out", out, *models]) == 1
         assert "is the input itself" in capsys.readouterr().err
         assert Path(file).read_text() == before
@@ -409,6 +413,27 @@ def test_resume_continues_after_the_results_that_are_there(
     assert [row["id"] for row in rows] == list(range(7))
     assert out.read_text().startswith(first)
     assert sorted(path.name for path in tmp_path.glob("out*")) == ["out.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("out.partial.jsonl", b"[1]\n", "result 1 of"),
+        ("out.partial.jsonl", b"\xff\n", "result 1 of"),
+        ("out.partial.jsonl.run", b"", "does not say what out.partial.jsonl is the output of; delete both"),
+        ("out.partial.jsonl.run", b"[]", "does not say what"),
+    ],
+)
+def test_resume_refuses_what_no_run_has_written(
+    tmp_path: Path, models: list[str], capsys: pytest.CaptureFixture[str], name: str, content: bytes, says: str
+) -> None:
+    file, out = jsonl(tmp_path / "in.jsonl", TEA, LOCK), tmp_path / "out.jsonl"
+    (tmp_path / "out.partial.jsonl").touch()
+    (tmp_path / "out.partial.jsonl.run").touch()
+    (tmp_path / name).write_bytes(content)
+    assert main(["score", file, "--out", str(out), "--resume", *models]) == 1
+    assert says in capsys.readouterr().err.splitlines()[-1]
+    assert not out.exists()
 
 
 def test_resume_refuses_another_input_another_option_and_another_model(

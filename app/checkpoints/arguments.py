@@ -9,6 +9,7 @@ from typing import Any
 from app.checkpoints.early import check_declarations
 from app.errors import ModelRefusedError, StartError
 from app.files.output import require_new_directory
+from app.flags import seed
 from app.settings import HUB_PREFIX
 
 
@@ -16,7 +17,7 @@ def add_checkpoint_commands(commands: Any) -> None:
     init = commands.add_parser("init", help="make an untrained reward model from a causal language model")
     init.add_argument("--from-lm", type=Path, required=True, help="a directory with a causal language model")
     init.add_argument("--out", type=Path, required=True, help="a new directory for the reward model")
-    init.add_argument("--seed", type=int, default=0, help="seed of the new head's weights (default: 0)")
+    init.add_argument("--seed", type=seed, default=0, help="seed of the new head's weights (default: 0)")
     init.set_defaults(run=run_init)
 
     convert = commands.add_parser(

@@ -3,6 +3,7 @@
 So a run that fails neither empties a file that was there before, nor leaves half a file that looks like a whole one.
 """
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -13,6 +14,23 @@ from app.errors import StartError
 
 DEFAULT_MODE = 0o666
 """What `open` asks for; the process's umask takes bits away, usually to 0644."""
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether the error says that a file could not be written for lack of room.
+
+    safetensors and tokenizers raise an exception of their own with the number in its words, and torch one without it.
+    """
+    words = str(error)
+    return (
+        (isinstance(error, OSError) and error.errno in FULL)
+        or any(f"(os error {number})" in words for number in FULL)
+        or "PytorchStreamWriter" in words
+        or "unexpected pos" in words
+    )
 
 
 def partial_of(path: Path) -> Path:
@@ -33,6 +51,14 @@ def require_file_location(path: Path) -> Path:
     if not target.parent.is_dir():
         raise StartError(f"{path} cannot be written: there is no directory {target.parent}; make it first")
     return target
+
+
+def require_other_file(path: Path, source: str) -> None:
+    """Raises StartError where writing to the path would overwrite the file `source` (`-`: standard input)."""
+    target = Path(os.path.realpath(path))
+    for file in (target, partial_of(target)):
+        if source != "-" and file.exists() and file.samefile(source):
+            raise StartError(f"{path} cannot be written: {file} is the input itself; give another file")
 
 
 @contextmanager
@@ -57,10 +83,15 @@ def replaced_when_done(path: Path) -> Iterator[Path]:
 
 
 def require_new_directory(path: Path, remedy: str = "give a new directory") -> None:
-    """Raises StartError where something is at the path already, but for an empty directory."""
+    """Raises StartError where something is at the path already, but for an empty directory, or none can be made there."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         what = "is not empty" if path.is_dir() else "is a file"
         raise StartError(f"{path} {what}; {remedy}")
+    parent = next(each for each in (path, *path.absolute().parents) if each.exists())
+    if not parent.is_dir():
+        raise StartError(f"{path} cannot be made: {parent} is a file; {remedy}")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise StartError(f"{path} cannot be made: {parent} may not be written to; {remedy}")
 
 
 @contextmanager

@@ -73,7 +73,11 @@ class ResultFile:
     def begin(self, run: Fields) -> None:
         """Notes which run this is; raises StartError where it is not the run that the partial file is of."""
         if self._resumes:
-            first = json.loads(self._run_file.read_text(encoding="utf-8"))
+            first = object_of(self._run_file.read_bytes())
+            if first is None:
+                raise StartError(
+                    f"{self._run_file} does not say what {self._partial.name} is the output of; delete both, and start again"
+                )
             for name in run.keys() | first.keys():
                 if run.get(name) != first.get(name):
                     raise StartError(
@@ -118,8 +122,8 @@ def check_done(partial: Path, lines: Sequence[Fields]) -> int:
     if len(done) > len(lines):
         raise InvalidInputError(f"{partial} has {len(done)} results, but the input has {len(lines)} lines")
     for number, (row, line) in enumerate(zip(done, lines, strict=False), 1):
-        result = from_json(row)
-        if any(result.get(name) != value for name, value in line.items() if name not in RECOMPUTED):
+        result = object_of(row)
+        if result is None or any(result.get(name) != value for name, value in line.items() if name not in RECOMPUTED):
             raise InvalidInputError(
                 f"result {number} of {partial} is not of the input's line {number}; resume with the same input, or delete it"
             )
@@ -127,3 +131,12 @@ def check_done(partial: Path, lines: Sequence[Fields]) -> int:
         with partial.open("r+b") as file:
             file.truncate(len(whole))
     return len(done)
+
+
+def object_of(content: bytes) -> Fields | None:
+    """The JSON object; None for anything else."""
+    try:
+        value = from_json(content)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None

@@ -3,11 +3,14 @@
 import argparse
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+from app.flags import count, fraction, positive, positive_count, seed
 from app.training.options import FULL_LEARNING_RATE, LORA_LEARNING_RATE, MAX_BATCH_TOKENS, TrainOptions
 
-Number = TypeVar("Number", int, float)
+MOST_EPOCHS = 10_000
+HIGHEST_RATE = 1e30
+"""A step of AdamW beyond it overflows float32."""
 
 
 def add_train(commands: Any) -> argparse.ArgumentParser:
@@ -30,7 +33,9 @@ def add_train(commands: Any) -> argparse.ArgumentParser:
         choices=("large", "small"),
         help="margins by rating, or by the difference of two ratings: large 3, 2, 1, 0 (default); small 1, 2/3, 1/3, 0",
     )
-    data.add_argument("--max-length", type=positive, help="maximum tokens per conversation (default: the base's limit)")
+    data.add_argument(
+        "--max-length", type=positive_count, help="maximum tokens per conversation (default: the base's limit)"
+    )
     data.add_argument(
         "--truncation",
         choices=("drop", "error", "prompt", "left", "right"),
@@ -50,27 +55,29 @@ def add_train(commands: Any) -> argparse.ArgumentParser:
     )
     weights.add_argument(
         "--lora-alpha",
-        type=positive,
+        type=positive_count,
         help="LoRA alpha; the adapters are scaled by alpha / rank (default: twice the rank)",
     )
     steps = command.add_argument_group("training")
-    steps.add_argument("--epochs", type=positive_float, help="passes over the pairs (default 1; more overfit quickly)")
+    steps.add_argument(
+        "--epochs", type=positive(MOST_EPOCHS), help="passes over the pairs (default 1; more overfit quickly)"
+    )
     steps.add_argument(
         "--lr",
         dest="learning_rate",
-        type=positive_float,
+        type=positive(HIGHEST_RATE),
         help=f"highest learning rate (default {FULL_LEARNING_RATE:g}, with LoRA {LORA_LEARNING_RATE:g})",
     )
-    steps.add_argument("--batch-size", type=positive, help="pairs per batch (default 16)")
-    steps.add_argument("--accumulate", type=positive, help="batches per step (default 1)")
+    steps.add_argument("--batch-size", type=positive_count, help="pairs per batch (default 16)")
+    steps.add_argument("--accumulate", type=positive_count, help="batches per step (default 1)")
     steps.add_argument("--gradient-checkpointing", action="store_true", help="uses less memory and a third more time")
     steps.add_argument(
-        "--seed", type=int, help="seed of the new head, the adapters, the split and the order (default 0)"
+        "--seed", type=seed, help="seed of the new head, the adapters, the split and the order (default 0)"
     )
     steps.add_argument("--device", choices=("auto", "cpu"), help="auto (default) uses a GPU if there is one")
     steps.add_argument(
         "--save-steps",
-        type=positive,
+        type=positive_count,
         help="steps between checkpoints to resume from (default: ten checkpoints per run)",
     )
     add_rated(command)
@@ -94,12 +101,12 @@ def add_rated(command: argparse.ArgumentParser) -> None:
     rated.add_argument(
         "--head-lr",
         dest="head_learning_rate",
-        type=positive_float,
+        type=positive(HIGHEST_RATE),
         help="highest learning rate of the heads (default: --lr)",
     )
     rated.add_argument(
         "--max-batch-tokens",
-        type=positive,
+        type=positive_count,
         help=f"maximum tokens per batch, padding included, in place of --batch-size (default {MAX_BATCH_TOKENS})",
     )
     rated.add_argument(
@@ -150,25 +157,3 @@ def add_truncation(command: argparse.ArgumentParser) -> None:
         help="inputs over the model's limit: error ends the run; prompt drops the oldest tokens of the prompt; left and "
         "right drop tokens of the whole input (default: error)",
     )
-
-
-def positive(text: str) -> int:
-    return checked(int(text), int(text) > 0, "above 0")
-
-
-def count(text: str) -> int:
-    return checked(int(text), int(text) >= 0, "0 or more")
-
-
-def positive_float(text: str) -> float:
-    return checked(float(text), 0 < float(text) < float("inf"), "above 0")
-
-
-def fraction(text: str) -> float:
-    return checked(float(text), 0 <= float(text) < 1, "at least 0 and below 1")
-
-
-def checked(value: Number, is_right: bool, words: str) -> Number:
-    if not is_right:
-        raise argparse.ArgumentTypeError(f"{value} must be {words}")
-    return value

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import StartError, TrainingError, install_command
-from app.files.output import replaced_when_done
+from app.files.output import replaced_when_done, require_other_file
 from app.http.file_requests import ask
 from app.http.in_process import InProcess
 from app.rewards.margins import MarginScheme
@@ -65,6 +65,11 @@ def evaluate(
     source = settings.model_source(model)
     if source is None:
         raise StartError(f"there is no {model} model to evaluate; {how_to_load(model)}")
+    for out in (json_file, png_file):
+        if out is not None:
+            require_other_file(out, file)
+    if json_file is not None and json_file == png_file:
+        raise StartError(f"--json and --png are both {json_file}; give another file for one of them")
     for note in pairs.notes:
         sys.stderr.write(f"{note}\n")
     options: dict[str, Any] = {"model": model, "margin_scheme": margin_scheme, "truncation": truncation}

@@ -2,6 +2,8 @@
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from app.checkpoints.building import head_of
+from app.engine.devices import is_out_of_memory
 from app.errors import InvalidInputError, ModelRefusedError, TrainingError
 from app.files.output import share
 from app.settings import Settings
@@ -27,6 +30,17 @@ def save_checkpoint(net: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dt
     net.save_pretrained(out)
     tokenizer.save_pretrained(out)
     share(out)
+
+
+@contextmanager
+def memory_remedy(remedy: str) -> Iterator[None]:
+    """Raises TrainingError where memory is too short, with the remedy."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise TrainingError(f"out of memory; {remedy}") from error
 
 
 def write_curve(out: Path, log: list[dict[str, Any]]) -> None:

@@ -18,7 +18,7 @@ from app.errors import TrainingError, one_line
 from app.training.base import Base, freeze, length_limit, load_base, with_lora
 from app.training.encoding import Example, encode, split
 from app.training.options import TrainOptions
-from app.training.outcome import judge, result_of, save_checkpoint, tell, write_curve
+from app.training.outcome import judge, memory_remedy, result_of, save_checkpoint, tell, write_curve
 from app.training.pairs import PairFile
 from app.training.preflight import check_options
 from app.training.rated.groups import GroupFile
@@ -46,17 +46,15 @@ def train_pairs(options: TrainOptions, workspace: Workspace, pairs: PairFile) ->
     max_length = length_limit(options, base)
     trained, held_out, facts = prepare(options, pairs, base, max_length)
     workspace.begin(options, pairs.digest, facts)
-    try:
+    remedy = "lower --batch-size and raise --accumulate, set --gradient-checkpointing, or train --lora-rank"
+    with memory_remedy(remedy):
         curve = fit(options, base, trained, held_out, workspace)
-    except torch.OutOfMemoryError:
-        raise TrainingError(
-            "out of memory; lower --batch-size and raise --accumulate, set --gradient-checkpointing, or train --lora-rank"
-        ) from None
     write_curve(options.out, curve)
     del base
     gc.collect()
     evaluation = judge(options, options.out, [example.line for example in held_out or trained[:1]], max_length)
     workspace.finish(result_of(evaluation) if held_out else {})
+    workspace.delete_checkpoints()
     tell(f"{options.out} is ready to be served, as --helpfulness-model or --safety-model")
 
 

@@ -13,7 +13,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import from_json
+
 from app.errors import TrainingError
+from app.files.output import require_new_directory
 from app.training.options import DEFAULTS, TrainOptions
 
 STATE_FILE = "trainer_state.json"
@@ -28,15 +31,15 @@ class Workspace:
         self.record_file = out / "training.json"
 
     def check(self, *, resume: bool) -> None:
-        """Raises TrainingError if a new run would overwrite something, or if there is nothing to resume."""
+        """Raises TrainingError if there is nothing to resume, StartError if a new run would overwrite something or cannot write."""
         if resume:
             if not self.record_file.is_file():
                 raise TrainingError(f"{self.out} holds no run to resume; start one without --resume")
             if "result" in self.record:
                 raise TrainingError(f"the run in {self.out} has ended; there is nothing to resume")
-        elif self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
+        else:
             remedy = ", or --resume to go on with the run in it" if self.can_resume else ""
-            raise TrainingError(f"{self.out} is there already; give a new directory{remedy}")
+            require_new_directory(self.out, f"give a new directory{remedy}")
 
     @property
     def can_resume(self) -> bool:
@@ -45,7 +48,13 @@ class Workspace:
 
     @property
     def record(self) -> dict[str, Any]:
-        record: dict[str, Any] = json.loads(self.record_file.read_text(encoding="utf-8"))
+        """Raises TrainingError where the file is not one that a run wrote."""
+        try:
+            record = from_json(self.record_file.read_bytes())
+        except ValueError:
+            record = None
+        if not isinstance(record, dict) or not isinstance(record.get("options"), dict):
+            raise TrainingError(f"{self.record_file} is not the record of a run; give a new directory")
         return record
 
     def begin(self, options: TrainOptions, digest: str, facts: dict[str, Any]) -> None:
@@ -64,8 +73,10 @@ class Workspace:
             self.write_record({"options": asked, "base": str(options.base), "file": options.data, **facts})
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Records the result, then deletes the checkpoints."""
+        """Records the result, with which the run has ended."""
         self.write_record(self.record | {"result": result})
+
+    def delete_checkpoints(self) -> None:
         shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     def write_record(self, record: dict[str, Any]) -> None:

@@ -220,3 +220,16 @@ def test_a_place_that_cannot_be_written_is_found_before_a_model_is_loaded(
     file = write_lines(tmp_path / "pairs.jsonl", *PAIRS)
     assert main(["evaluate", file, "--json", str(tmp_path / "no" / "figures.json"), *models]) == 1
     assert "there is no directory" in capsys.readouterr().err
+
+
+def test_the_pairs_are_never_overwritten(
+    tmp_path: Path, models: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("app.training.judge.compare", None)
+    file = write_lines(tmp_path / "pairs.jsonl", *PAIRS[:2])
+    for option in ("--json", "--png"):
+        assert main(["evaluate", file, option, file, *models]) == 1
+        assert f"{file} is the input itself; give another file" in capsys.readouterr().err
+    both = str(tmp_path / "both.png")
+    assert main(["evaluate", file, "--json", both, "--png", both, *models]) == 1
+    assert f"--json and --png are both {both}" in capsys.readouterr().err

@@ -45,7 +45,7 @@ def test_a_killed_run_resumes_to_the_weights_of_one_that_was_not(
     (torn / "trainer_state.json").write_text('{"global_step": 900, "epo')
 
     assert train(base, data, killed, *OPTIONS, *kind) == 1
-    assert "is there already; give a new directory, or --resume" in capsys.readouterr().err
+    assert "is not empty; give a new directory, or --resume" in capsys.readouterr().err
     assert train(base, data, killed, *OPTIONS, *kind, "--seed", "1", "--resume") == 1
     assert "seed was 0, not 1" in capsys.readouterr().err
     other = write_lines(tmp_path / "other.jsonl", *kind_pairs(26, seed=1))

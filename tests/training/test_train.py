@@ -298,14 +298,27 @@ def test_options_that_cannot_be_are_one_line(
     assert "Traceback" not in error
 
 
-@pytest.mark.parametrize("option", [["--held-out", "1"], ["--lr", "0"], ["--batch-size", "0"], ["--epochs", "inf"]])
+@pytest.mark.parametrize(
+    "option",
+    [
+        ["--held-out", "1"],
+        ["--lr", "0"],
+        ["--lr", "1e31"],
+        ["--batch-size", "0"],
+        ["--epochs", "inf"],
+        ["--epochs", "1e5"],
+        ["--seed", "-1"],
+        ["--seed", "4294967296"],
+        ["--seed", "one"],
+    ],
+)
 def test_a_value_out_of_its_range_is_wrong_usage(
     tmp_path: Path, base: Path, few: str, option: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as exited:
         train(base, few, tmp_path / "out", *option)
     assert exited.value.code == 2
-    assert f"argument {option[0]}: " in capsys.readouterr().err
+    assert f"argument {option[0]}: {option[1]} is not a " in capsys.readouterr().err
 
 
 def test_one_prompt_cannot_be_split(tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -345,10 +358,35 @@ def test_a_base_without_a_checkpoint_and_a_misspelt_setting_are_found_first(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("below", ["training.json", "training.json/deeper/still"])
+def test_a_place_where_no_directory_can_be_is_found_first(
+    tmp_path: Path,
+    base: Path,
+    few: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    below: str,
+) -> None:
+    monkeypatch.setattr("app.training.run.load_base", None)
+    (tmp_path / "training.json").touch()
+    assert train(base, few, tmp_path / below) == 1
+    assert "training.json is a file; give a new directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("record", ["", "{", "[]", "{}", '{"options": 1}', "[" * 10_000])
+@pytest.mark.parametrize("option", [[], ["--resume"]])
+def test_a_record_of_no_run_is_named(
+    tmp_path: Path, base: Path, few: str, capsys: pytest.CaptureFixture[str], record: str, option: list[str]
+) -> None:
+    (tmp_path / "training.json").write_text(record)
+    assert train(base, few, tmp_path, *option) == 1
+    assert f"{tmp_path}/training.json is not the record of a run; give a new directory\n" in capsys.readouterr().err
+
+
 def test_nothing_is_overwritten(base: Path, few: str, capsys: pytest.CaptureFixture[str]) -> None:
     before = weights(base)
     assert train(base, few, base) == 1
-    assert f"{base} is there already; give a new directory" in capsys.readouterr().err
+    assert f"{base} is not empty; give a new directory" in capsys.readouterr().err
     assert all(torch.equal(weight, weights(base)[name]) for name, weight in before.items())
 
 

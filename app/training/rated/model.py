@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from app.checkpoints.building import head_of
+from app.engine.devices import is_out_of_memory
 from app.errors import ModelRefusedError, one_line
 from app.training.base import Base
 from app.training.rated.packed import PackedBatch, Row, batch_of, batches_by_length, padded
@@ -136,9 +137,9 @@ def check_packed(directory: Path, net: Any, rows: Sequence[Row]) -> None:
     try:
         states = run_layers(trunk, trunk.embed_tokens(batch.ids), batch, 0, len(trunk.layers))
         found = trunk.norm(states[batch.ends])
-    except torch.OutOfMemoryError:
-        raise
     except (AttributeError, TypeError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         difference = one_line(error)
     else:
         sequences = [ids.to(net.device)[None] for row in rows for ids in row.sequences]

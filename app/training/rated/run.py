@@ -13,11 +13,12 @@ from app.checkpoints.placement import pick_device
 from app.checkpoints.transformers_checks import quiet_transformers
 from app.engine.tokenization import Tokenization
 from app.errors import TrainingError
+from app.files.output import new_directory
 from app.rewards.margins import rating_margin
 from app.training.base import Base, length_limit, load_base, with_lora
 from app.training.encoding import split
 from app.training.options import MAX_BATCH_TOKENS, TrainOptions
-from app.training.outcome import judge, result_of, tell, write_curve
+from app.training.outcome import judge, memory_remedy, result_of, tell, write_curve
 from app.training.pairs import PairLine
 from app.training.rated.encoding import EncodedGroup, encode
 from app.training.rated.fit import Example, Schedule, figures_of, fit
@@ -25,7 +26,7 @@ from app.training.rated.groups import GroupFile
 from app.training.rated.losses import Objective, pairs_of
 from app.training.rated.model import RatedModel, check_packed, give_heads
 from app.training.rated.packed import Row
-from app.training.rated.save import save_adapters, save_merged
+from app.training.rated.save import adapters_of
 from app.training.workspace import Workspace
 
 Log = list[dict[str, Any]]
@@ -37,22 +38,20 @@ def train_rated(options: TrainOptions, workspace: Workspace, groups: GroupFile, 
     base = load_base(options.base, options.seed)
     max_length = length_limit(options, base)
     trained, held_out, facts = prepare(options, groups, base, objective, max_length)
-    try:
-        with quiet_transformers():
-            model = make_model(options, base, objective, [each.row for each in (*trained, *held_out)])
-            workspace.begin(options, groups.digest, facts)
-            log = train_model(options, model, objective, trained, held_out, warmup)
-    except torch.OutOfMemoryError:
-        raise TrainingError("out of memory; lower --max-batch-tokens, or freeze more layers") from None
+    with quiet_transformers(), memory_remedy("lower --max-batch-tokens, or freeze more layers"):
+        model = make_model(options, base, objective, [each.row for each in (*trained, *held_out)])
+        workspace.begin(options, groups.digest, facts)
+        log = train_model(options, model, objective, trained, held_out, warmup)
     write_curve(options.out, log)
-    folders = {name: options.out / name / ("" if options.adapter_only else "adapter") for name in objective.names}
-    save_adapters(model.net, base.tokenizer, options.base, folders)
-    dtype = base.dtype
+    adapters, dtype = adapters_of(model.net, base.tokenizer, options.base, objective.names), base.dtype
     del model, base
     gc.collect()
-    if not options.adapter_only:
-        for name, adapter in folders.items():
-            save_merged(adapter, dtype, options.out / name)
+    for name, adapter in adapters.items():
+        with new_directory(options.out / name) as directory:
+            if options.adapter_only:
+                adapter.save(directory)
+            else:
+                adapter.save_merged(directory, dtype)
     results = {name: judge_rating(options, name, trained, held_out, max_length) for name in objective.names}
     workspace.finish({name: result for name, result in results.items() if result is not None})
     places = ", ".join(str(options.out / name) for name in objective.names)

@@ -1,6 +1,7 @@
 """Saves what was trained: for each rating an adapter with its head, and unless only that is asked for, both merged into the base."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ from transformers import PreTrainedTokenizerBase
 from app.checkpoints.adapter_files import WEIGHTS
 from app.checkpoints.adapters import PEFT_PREFIX
 from app.checkpoints.loading import load_checkpoint
-from app.files.output import share
 from app.training.outcome import save_checkpoint
 
 HEAD = f"{PEFT_PREFIX}score."
@@ -29,27 +29,37 @@ def split_heads(tensors: Mapping[str, Tensor], names: Sequence[str]) -> dict[str
     }
 
 
-def save_adapters(net: Any, tokenizer: PreTrainedTokenizerBase, base: Path, folders: Mapping[str, Path]) -> None:
-    """Saves, under each rating's name, the adapter that all share and the rating's head; ratings in the head's order.
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A rating's adapter: that which all share, with the rating's head."""
 
-    Each names the base by its absolute path, and has the tokenizer, whose pad token decides which token is scored.
-    """
+    tensors: Mapping[str, Tensor]
+    config: Any
+    """peft's. It names the base by its absolute path."""
+    tokenizer: PreTrainedTokenizerBase
+    """Its pad token decides which token is scored."""
+
+    def save(self, folder: Path) -> None:
+        """Into a directory that it makes, if it is not there."""
+        folder.mkdir(exist_ok=True)
+        save_file(dict(self.tensors), folder / WEIGHTS, metadata={"format": "pt"})
+        self.config.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def save_merged(self, folder: Path, dtype: torch.dtype) -> None:
+        """Merged into its base, as the service merges it, in the dtype with the head in float32; the adapter in `adapter/`."""
+        adapter = folder / "adapter"
+        self.save(adapter)
+        checkpoint = load_checkpoint(str(adapter), device="cpu", dtype="float32")
+        save_checkpoint(checkpoint.net, checkpoint.tokenizer, dtype, folder)
+
+
+def adapters_of(net: Any, tokenizer: PreTrainedTokenizerBase, base: Path, names: Sequence[str]) -> dict[str, Adapter]:
+    """By the ratings' names, in the head's order."""
     from peft import get_peft_model_state_dict
 
     config = net.peft_config["default"]
     config.base_model_name_or_path = str(base.resolve())
     config.inference_mode = True
     tensors = {key: tensor.cpu() for key, tensor in get_peft_model_state_dict(net).items()}
-    for name, own in split_heads(tensors, list(folders)).items():
-        folder = folders[name]
-        folder.mkdir(parents=True)
-        save_file(own, folder / WEIGHTS, metadata={"format": "pt"})
-        config.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        share(folder)
-
-
-def save_merged(adapter: Path, dtype: torch.dtype, out: Path) -> None:
-    """Saves the adapter merged into its base, as the service merges it, in the dtype with the head in float32."""
-    checkpoint = load_checkpoint(str(adapter), device="cpu", dtype="float32")
-    save_checkpoint(checkpoint.net, checkpoint.tokenizer, dtype, out)
+    return {name: Adapter(own, config, tokenizer) for name, own in split_heads(tensors, names).items()}

@@ -185,6 +185,14 @@ def test_the_token_before_a_closing_pad_token_is_trained_and_served(
     assert torch.allclose(served, torch.tensor(kept.scores(groups)), atol=1e-4)
 
 
+def test_a_rating_may_have_the_name_of_what_a_run_on_pairs_deletes(tmp_path: Path, lm: Path) -> None:
+    groups = rated_groups(6)
+    for each in groups:
+        each["responses"] = [{"text": one["text"], "checkpoints": one["safety"]} for one in each["responses"]]
+    assert train(lm, write_lines(tmp_path / "groups.jsonl", *groups), tmp_path / "out", *LORA) == 0
+    assert (tmp_path / "out" / "checkpoints" / "model.safetensors").is_file()
+
+
 def test_a_response_that_is_too_long_is_dropped_and_named(
     tmp_path: Path, lm: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -250,7 +258,7 @@ def test_a_begun_run_on_rated_groups_is_not_said_to_be_resumable(
     out = tmp_path / "out"
     assert train(lm, few, out, *LORA, "--lr", "1e30", "--epochs", "3") == 1
     assert train(lm, few, out, *LORA) == 1
-    assert capsys.readouterr().err.endswith("is there already; give a new directory\n")
+    assert capsys.readouterr().err.endswith("is not empty; give a new directory\n")
     assert train(lm, few, out, *LORA, "--resume") == 1
     assert "--resume is for pairs" in capsys.readouterr().err
 
