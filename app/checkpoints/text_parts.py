@@ -29,7 +29,7 @@ def text_rules_of(
     template = None
     if part.template is not None and (replaces or not vocabulary.tokenizer.chat_template):
         template = read_template(source, part.template, beside)
-    check_template(source, vocabulary.tokenizer, template, part)
+    vocabulary.check_covers(check_template(source, vocabulary.tokenizer, template, part))
     return TextRules(
         chat_template=template,
         template_kwargs=part.template_kwargs,
@@ -59,13 +59,19 @@ def steps_of(source: str, part: TextPart, vocabulary: Vocabulary, *, has_templat
     return StepRule(part.steps.separator, vocabulary.continuation(part.steps.mark))
 
 
-def check_template(source: str, tokenizer: PreTrainedTokenizerBase, template: str | None, part: TextPart) -> None:
-    """Raises ModelRefusedError for invalid Jinja, and for variables that the template would silently ignore."""
+def check_template(source: str, tokenizer: PreTrainedTokenizerBase, template: str | None, part: TextPart) -> str:
+    """A short conversation as the template renders it; empty if there is no template, or it rejects the conversation.
+
+    Raises ModelRefusedError for invalid Jinja, and for variables that the template would silently ignore.
+    """
+    rendered = ""
     if template is not None or tokenizer.chat_template:
         turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
         try:
             with foreign_code():
-                tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False, **part.template_kwargs)
+                rendered = str(
+                    tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False, **part.template_kwargs)
+                )
         except ForeignCodeError as error:  # the template may reject these turns
             if isinstance(error.__cause__, TemplateSyntaxError):
                 raise ModelRefusedError(
@@ -78,6 +84,7 @@ def check_template(source: str, tokenizer: PreTrainedTokenizerBase, template: st
                 f"{source}: text.template_kwargs has {name!r}, which is not a variable of the chat template; leave it out, or "
                 "declare a template that uses it"
             )
+    return rendered
 
 
 def read_template(source: str, template: str, beside: Path | None) -> str:

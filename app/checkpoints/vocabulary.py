@@ -114,6 +114,25 @@ class Vocabulary:
             )
         return ids
 
+    def check_covers(self, text: str) -> None:
+        """Raises ModelRefusedError if `text`, or another text without added tokens, may have an id that the model does not embed."""
+        try:
+            with foreign_code():
+                num_ids, found = self.tokenizer.vocab_size, self.tokenizer.encode(text)
+        except ForeignCodeError:  # requests report it
+            return
+        if num_ids > self.size:
+            raise ModelRefusedError(
+                f"{self.source}: the tokenizer has ids 0 to {num_ids - 1}, and the model embeds ids 0 to {self.size - 1}; use the "
+                "tokenizer that it was trained with"
+            )
+        if (token_id := max(found, default=0)) >= self.size:
+            raise ModelRefusedError(
+                f"{self.source}: the chat template or the tokenizer adds {self.tokenizer.convert_ids_to_tokens(token_id)!r}, which is "
+                f"id {token_id}, and the model embeds ids 0 to {self.size - 1}; use the tokenizer that it was trained with, or "
+                "declare another text.template"
+            )
+
     def check_id(self, token_id: int, token: int | str) -> int:
         """Returns the id. Raises ModelRefusedError if the vocabulary does not have it."""
         if not 0 <= token_id < self.size:
