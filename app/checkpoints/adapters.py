@@ -79,21 +79,24 @@ def merged_weights(net: PreTrainedModel, adapter: Adapter, *, is_shared: bool = 
     """The weights of `net`, the base in float32, with the adapter merged: W + scale * B A. `net` must not be used afterwards.
 
     With `is_shared`, the base's tensors are never written to: weights that the adapter changes get memory of their own, the
-    others stay the base's tensors. Raises what peft raises, also if the adapter's file lacks weights, and ModelRefusedError if
-    it has tensors that the base does not use.
+    others stay the base's tensors. Raises what peft raises, ValueError if the adapter's file lacks weights, and ModelRefusedError
+    if it has tensors that the base does not use.
     """
-    from peft import PeftModel
+    from peft import PeftConfig, get_peft_model
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     originals = {name: weight.data for name, weight in net.named_parameters()} if is_shared else {}
     untie(net)
     if is_shared:
         copy_replaced_weights(net, adapter)
+    config = PeftConfig.from_pretrained(str(adapter.directory))
+    config.inference_mode = True
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft's and transformers' warnings about each other
-        warnings.filterwarnings("error", message=".*missing adapter keys.*")
-        wrapped: Any = PeftModel.from_pretrained(net, str(adapter.directory))
-        loaded = wrapped.load_adapter(str(adapter.directory), "default")  # once more, for what it says of the names
+        wrapped: Any = get_peft_model(net, config)
+        loaded = wrapped.load_adapter(str(adapter.directory), "default")
+        if loaded.missing_keys:
+            raise ValueError(f"its file lacks {', '.join(sorted(loaded.missing_keys)[:3])}")
         if loaded.unexpected_keys:
             raise ModelRefusedError(
                 f"{adapter.weights} has tensors that its base does not use ({', '.join(sorted(loaded.unexpected_keys)[:3])}); use the "

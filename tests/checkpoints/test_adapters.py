@@ -192,7 +192,7 @@ def test_an_adapter_that_would_leave_weights_to_chance_is_refused(tmp_path: Path
     spoil_weights(wide, **{"score.weight": torch.zeros(2, 32)})
     for directory, words in (
         (headless, "LlamaForCausalLM, not a sequence classifier"),
-        (lacking, "missing adapter keys"),
+        (lacking, "its file lacks base_model.*lora_B"),
         (broken, "NaN"),
         (wide, "num_labels 2"),
     ):
