@@ -8,7 +8,7 @@
      "text": {"template": "file.jinja", "template_kwargs": {}, "system": "", "add_bos": true, "append": [271],
               "steps": {"separator": "\n", "mark": "\n"}}}
 
-Every part may be left out: what is not declared is found in the files, or is as in a plain classifier.
+Every part is optional. What is not declared is detected in the files, or is as in a plain classifier.
 """
 
 import json
@@ -67,7 +67,7 @@ class HeadPart(Part):
 
 
 class PositionPart(Part):
-    """Exactly one of: a kind, or tokens or indices that say where."""
+    """Exactly one of: a kind, tokens, or indices."""
 
     kind: Literal["last", "last_non_pad", "all"] | None = None
     at: Tokens = ()
@@ -102,7 +102,7 @@ class MapPart(Part):
 
     @property
     def chooses(self) -> bool:
-        """Whether it says which of several outputs is the score, or how they make it."""
+        """Whether it declares which of several outputs is the score, or how they are combined."""
         return any(each is not None for each in (self.output, self.log_odds, self.softmax, self.weights))
 
     @model_validator(mode="after")
@@ -133,7 +133,7 @@ class TextPart(Part):
 
 
 class Declaration(Part):
-    """What is not given is None, or not in `model_fields_set` of a part."""
+    """What is not given is None; within a part, it is not in `model_fields_set`."""
 
     about: str = ""
     preset: str | None = None
@@ -146,18 +146,18 @@ class Declaration(Part):
 
 
 class Declared:
-    """Declarations laid over each other, the later ones above, and where each part came from."""
+    """Several declarations as one, in which later ones override earlier ones, and the source of each part."""
 
     def __init__(self) -> None:
         self.parts: dict[str, Any] = {}
         self.origin: dict[str, str] = {}
         self.replaces_template = False
-        """Whether a template goes before the tokenizer's own; a family's is for a tokenizer that has none."""
+        """Whether the template replaces the tokenizer's own. A family's template is only for a tokenizer that has none."""
         self.about = ""
-        """What the checkpoint's declaration says about it, for people; a preset's is about the preset."""
+        """The declaration's text about the checkpoint, for people. A preset's text is about the preset, so it is left out."""
 
     def add(self, declaration: Declaration, origin: str, *, is_declared: bool = True) -> None:
-        """Head and position replace what was there; of map and text only what is given does."""
+        """A head or a position replaces the earlier one. In a map or a text part, only the given keys are replaced."""
         self.replaces_template |= is_declared and declaration.text is not None and declaration.text.template is not None
         if declaration.about and not origin.startswith("preset "):
             self.about = declaration.about
@@ -194,10 +194,10 @@ class Declared:
 def read_declarations(
     source: str, beside: Path | None, setting: str | None, text: str | None = None
 ) -> list[tuple[Declaration, str]]:
-    """Those of `reward.json` beside the checkpoint, of the setting and of the text setting, the weaker first, each behind
-    its preset.
+    """The declarations of `reward.json`, of the setting and of the text setting, each after its preset. Later ones override
+    earlier ones.
 
-    Raises ModelRefusedError where one cannot be read, in one line.
+    Raises ModelRefusedError, in one line, if one cannot be read.
     """
     found: list[tuple[Declaration, str]] = []
     if beside is not None:
@@ -210,7 +210,7 @@ def read_declarations(
 
 
 def from_text(source: str, text: str) -> Declaration:
-    """`text` is the JSON of a `text` part, or a chat template as that part has it."""
+    """`text` is a `text` part as JSON, or only its template."""
     if text.lstrip().startswith("{") and not text.lstrip().startswith(("{{", "{%")):
         return parse(source, f'{{"text": {text}}}', "the text setting")
     return Declaration(text=TextPart(template=text))
@@ -261,7 +261,7 @@ def parse(source: str, text: str, origin: str) -> Declaration:
     try:
         content = from_json(text)
     except ValueError as error:
-        raise ModelRefusedError(f"{source}: {origin} is no JSON ({error}); correct it") from error
+        raise ModelRefusedError(f"{source}: {origin} is not valid JSON ({error}); correct it") from error
     try:
         return Declaration.model_validate(content)
     except ValidationError as error:

@@ -100,7 +100,7 @@ REFUSED: dict[str, tuple[Edit, str]] = {
     ),
     "a declaration that is nested too deeply": (
         writing("reward.json", "[" * 10_000),
-        "reward.json is no JSON .recursion limit exceeded.*; correct it",
+        "reward.json is not valid JSON .recursion limit exceeded.*; correct it",
     ),
     "a config that is a list": (
         writing("config.json", "[]"),

@@ -111,7 +111,7 @@ def test_a_head_is_declared_by_a_setting(serve: Serve, tmp_path: Path) -> None:
     ("text", "says"),
     [
         ('{"tempalte": "x"}', "the text setting has an unknown key text.tempalte"),
-        ('{"system": }', "the text setting is no JSON"),
+        ('{"system": }', "the text setting is not valid JSON"),
         ('{"append": [99999]}', "the vocabulary has ids 0 to 319"),
         ("nothing.jinja", "no chat template 'nothing.jinja'; give a file, Jinja, or one of"),
     ],

@@ -160,7 +160,7 @@ NOT_SERVED: dict[str, tuple[str, dict[str, tuple[int, ...]], str]] = {
 }
 DECLARED: dict[str, str] = {
     '{"hed": {}}': "unknown key hed",
-    '{"head": ': "no JSON",
+    '{"head": ': "not valid JSON",
     '{"preset": "nope"}': "no preset 'nope'; there are granite-guardian",
     '{"head": "nothere"}': "declares the head nothere",
     '{"head": {"token": 99999}}': "ids 0 to 479",
