@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help serve test quick lint readme models models-table eval trainers ui ui-test ui-pictures ray-test monitoring-test flex-test gpu-test fuzz storm soak clean
+.PHONY: help serve test quick lint readme models models-table trunks eval trainers ui ui-test ui-pictures ray-test monitoring-test flex-test gpu-test fuzz storm soak clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -35,6 +35,9 @@ eval: $(VENV)/.train  ## write the figures of the last trainings into the cards
 
 models-table: $(VENV)/.dev  ## measure every family of docs/models.md and write its table
 	$(BIN)/python -m tests.families.table
+
+trunks: $(VENV)/.dev  ## write app/checkpoints/trunks.json: what the installed transformers calls the parts of each model type
+	$(BIN)/python -m tests.trunk_table
 
 readme: $(VENV)/.dev  ## write the settings, the API reference and the answers of the curl examples into README.md and docs/
 	$(BIN)/python -m tests.settings_table

@@ -1,8 +1,10 @@
 """Finds an adapter's files and its base. Needs no torch for a directory."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from app.checkpoints.files import find_file
+from app.checkpoints.files import find_file, shape_of
 from app.errors import ModelRefusedError
 from app.settings import HUB_PREFIX
 
@@ -16,6 +18,12 @@ def holds_adapter(path: str, *, local_files_only: bool) -> bool:
         for name in (CONFIG, "model.safetensors", "model.safetensors.index.json")
     ]
     return exists == [True, False, False]
+
+
+def head_rows(tensors: Mapping[str, Any], head: str) -> int | None:
+    """The number of outputs of the head among an adapter's tensors; None if the adapter uses the base's head."""
+    saved = (each for name, each in tensors.items() if name.endswith(f".{head}.weight") and ".lora_" not in name)
+    return next((shape_of(each)[0] for each in saved), None)
 
 
 def find_base(source: str, directory: Path, named: str, *, may_be_remote: bool) -> str:

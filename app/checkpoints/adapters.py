@@ -31,15 +31,6 @@ class Adapter:
     def weights(self) -> Path:
         return self.directory / WEIGHTS
 
-    def head_rows(self, head: str) -> int | None:
-        """The number of outputs of the head saved with the adapter; None if the adapter uses the base's head."""
-        with open_safetensors(self.weights) as tensors:
-            for name in tensors.keys():  # noqa: SIM118 - not a mapping
-                if name.endswith(f".{head}.weight") and ".lora_" not in name:
-                    rows: int = tensors.get_slice(name).get_shape()[0]
-                    return rows
-        return None
-
 
 def find_adapter(source: str, path: str, *, local_files_only: bool) -> Adapter | None:
     """The adapter in `path`, a directory or a hub id; None if it has none, or also a complete model.

@@ -43,6 +43,23 @@ def check_architecture(source: str, architecture: str) -> None:
         )
 
 
+def check_class(source: str, architecture: str, native: str | None, model_type: str) -> None:
+    """Raises if transformers has another classifier, `native`, for this model type."""
+    if native is not None and architecture != native:
+        raise ModelRefusedError(
+            f"{source} is {architecture}, but transformers has {native} for its model_type {model_type}, so the scores may "
+            f'differ; declare how it is read in reward.json, such as {{"head": "score", "position": "last"}}, or set architectures '
+            f"in config.json to [{native}] if it is one"
+        )
+
+
+def check_not_encoder_decoder(source: str, is_encoder_decoder: bool) -> None:
+    if is_encoder_decoder:
+        raise ModelRefusedError(
+            f"{source} is an encoder-decoder with a head of its own, which is not supported; use transformers' classifier"
+        )
+
+
 def check_other_rules(source: str, architecture: str, config: Mapping[str, Any]) -> None:
     """Raises if the config has a field of another kind of reward model."""
     for name in OTHER_RULES:

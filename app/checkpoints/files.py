@@ -8,7 +8,7 @@ from typing import Any
 from pydantic_core import from_json
 
 from app.checkpoints.pickled import is_file_name
-from app.errors import one_line
+from app.errors import ModelRefusedError, one_line
 
 METADATA = "__metadata__"
 PREFIX_BYTES = 8
@@ -95,6 +95,21 @@ def weight_files(path: str, *, local_files_only: bool) -> list[Path]:
         if index is not None:
             raise FileNotFoundError(f"no file named {min(name for name, file in files.items() if file is None)}")
     raise FileNotFoundError(f"no file named {WEIGHT_NAMES[0]}")
+
+
+def find_gguf(directory: str) -> Path | None:
+    """The GGUF file of a directory without safetensors; None if there is none, or for a hub id.
+
+    Raises ModelRefusedError if there are several.
+    """
+    files = sorted(Path(directory).glob("*.gguf"))
+    if not files or any(Path(directory).glob("*.safetensors")):
+        return None
+    if len(files) > 1:
+        raise ModelRefusedError(
+            f"{directory} has {len(files)} GGUF files ({', '.join(file.name for file in files)}); keep the one to serve"
+        )
+    return files[0]
 
 
 def shards_of(index: Path) -> list[str]:

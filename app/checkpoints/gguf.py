@@ -15,25 +15,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedConfig
 
 from app.checkpoints.files import BrokenFileError
-from app.errors import ModelRefusedError, one_line
+from app.errors import one_line
 
 ROPE_FACTORS = "rope_freqs.weight"
 """A tensor that transformers computes from the config instead."""
-
-
-def find_gguf(directory: str) -> Path | None:
-    """The GGUF file of a directory without safetensors; None if there is none, or for a hub id.
-
-    Raises ModelRefusedError if there are several.
-    """
-    files = sorted(Path(directory).glob("*.gguf"))
-    if not files or any(Path(directory).glob("*.safetensors")):
-        return None
-    if len(files) > 1:
-        raise ModelRefusedError(
-            f"{directory} has {len(files)} GGUF files ({', '.join(file.name for file in files)}); keep the one to serve"
-        )
-    return files[0]
 
 
 def gguf_options(file: Path) -> dict[str, Any]:

@@ -53,6 +53,12 @@ class Layout:
     def head_shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: shape_of(stored) for name, stored in self.head.items()}
 
+    @property
+    def numbers(self) -> list[str]:
+        """The tensors of one element in `head` that belong to no layer, such as a normalizer's mean."""
+        shapes = self.head_shapes.items()
+        return [name for name, shape in shapes if shape in {(), (1,)} and not name.endswith((".weight", ".bias"))]
+
 
 def layout_of(source: str, weights: Mapping[str, Any], trunk: TrunkNames) -> Layout | None:
     """Sorts the tensors into groups; None if the embedding of `trunk` is not among them.

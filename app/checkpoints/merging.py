@@ -14,11 +14,12 @@ from transformers import (
     PreTrainedConfig,
 )
 
+from app.checkpoints.adapter_files import head_rows
 from app.checkpoints.adapters import Adapter, merged_weights
 from app.checkpoints.building import build, head_of, net_of
 from app.checkpoints.checks import check_labels, check_untrained
 from app.checkpoints.declaration import Declaration
-from app.checkpoints.files import head_files
+from app.checkpoints.files import head_files, shapes_of
 from app.checkpoints.saved import Saved
 from app.checkpoints.sharing import ON_CPU, Base, LazyTensor, SharedBases
 from app.checkpoints.transformers_checks import check_config
@@ -100,7 +101,7 @@ def prepare_classifier(
     base.config.num_labels = 1  # a language model's config has the default 2, which means nothing
     with torch.device("meta"):
         head, _ = head_of(net_of(base.config, trust_remote_code))
-    rows = adapter.head_rows(head)
+    rows = head_rows(shapes_of([adapter.weights]), head)
     if rows is None:
         base.config.num_labels = num_labels
         check_config(

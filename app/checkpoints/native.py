@@ -6,11 +6,12 @@ Each is read with a config of the other model type, and with renamed weights.
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from app.checkpoints.files import shape_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 RawConfig = Mapping[str, Any]
 Weights = dict[str, Any]
@@ -44,7 +45,7 @@ class Rows:
     def get_dtype(self) -> Any:
         return self.stored.get_dtype()
 
-    def __getitem__(self, index: Any) -> Tensor:
+    def __getitem__(self, index: Any) -> "Tensor":
         whole: Tensor = self.stored[...]
         groups = whole.view(-1, self.of, self.head_dim, whole.shape[1])
         part = groups[:, self.first : self.first + self.per_group]

@@ -16,8 +16,8 @@ from transformers import (
 from app.checkpoints.architecture import architecture_of, is_language_model
 from app.checkpoints.building import head_of
 from app.checkpoints.checks import refusing
-from app.checkpoints.files import UNTRAINED_MARK
-from app.checkpoints.gguf import find_gguf, gguf_options
+from app.checkpoints.files import UNTRAINED_MARK, find_gguf
+from app.checkpoints.gguf import gguf_options
 from app.checkpoints.transformers_checks import quiet_transformers
 from app.errors import ModelRefusedError, StartError
 from app.files.output import new_directory, require_new_directory

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedModel
 
+from app.checkpoints.checks import check_not_encoder_decoder
 from app.checkpoints.declaration import Declaration, Declared
 from app.checkpoints.heads import declared_parts
 from app.checkpoints.layout import Layout, TrunkNames, layout_of
@@ -36,7 +37,7 @@ def parts_of(
     empty = empty_trunk(saved)
     trunk = trunk_names(empty) if empty is not None else None
     layout = layout_of(source, saved.weights, trunk) if trunk is not None else None
-    numbers = numbers_in(layout) if layout is not None else {}
+    numbers = {name: float(layout.head[name][...].reshape(())) for name in layout.numbers} if layout is not None else {}
     declared, explained = declared_parts(source, saved.raw_config, declarations, trunk, layout, numbers)
     if declared.head is None:
         return declared
@@ -45,10 +46,7 @@ def parts_of(
             f"{source}: {declared.origin['head']} declares a head, but the files have no trunk that transformers knows "
             f"(model_type {saved.config.model_type}); use a model type that it has"
         )
-    if saved.config.is_encoder_decoder:
-        raise ModelRefusedError(
-            f"{source} is an encoder-decoder with a head of its own, which is not supported; use transformers' classifier"
-        )
+    check_not_encoder_decoder(source, saved.config.is_encoder_decoder)
     embedding: Any = empty.get_input_embeddings()
     maker = RecipeMaker(
         source,
@@ -92,15 +90,6 @@ def hidden_size(trunk: PreTrainedModel) -> int:
         assert isinstance(embedding, nn.Embedding)
         size = embedding.embedding_dim
     return int(size)
-
-
-def numbers_in(layout: Layout) -> dict[str, float]:
-    """The tensors besides the trunk with one element that belong to no layer, such as a normalizer's mean."""
-    return {
-        name: float(layout.head[name][...].reshape(()))
-        for name, shape in layout.head_shapes.items()
-        if shape in {(), (1,)} and not name.endswith((".weight", ".bias"))
-    }
 
 
 def vocabulary_of(source: str, saved: Saved, size: int) -> Vocabulary:

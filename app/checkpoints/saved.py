@@ -8,8 +8,8 @@ from typing import Any
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from app.checkpoints.checks import check_quantized, check_types
-from app.checkpoints.files import find_file, read_json, weight_files
-from app.checkpoints.gguf import find_gguf, gguf_weights
+from app.checkpoints.files import find_file, find_gguf, read_json, weight_files
+from app.checkpoints.gguf import gguf_weights
 from app.checkpoints.native import NATIVE
 from app.checkpoints.weights import FileSignature, signatures_of, weights_of
 from app.settings import HUB_PREFIX

@@ -9,8 +9,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICA
 from transformers.utils import logging as transformers_logging
 
 from app.checkpoints.architecture import architecture_of
-from app.checkpoints.checks import OTHER_RULES, check_architecture, check_labels, check_other_rules
-from app.errors import ModelRefusedError
+from app.checkpoints.checks import OTHER_RULES, check_architecture, check_class, check_labels, check_other_rules
 
 
 def check_config(
@@ -21,12 +20,8 @@ def check_config(
     architecture = architecture_of(getattr(config, "architectures", None))
     check_architecture(source, architecture)
     native = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.get(config.model_type)
-    if native is not None and architecture != native and not runs_own_code:
-        raise ModelRefusedError(
-            f"{source} is {architecture}, but transformers has {native} for its model_type {config.model_type}, so the scores may "
-            f'differ; declare how it is read in reward.json, such as {{"head": "score", "position": "last"}}, or set architectures '
-            f"in config.json to [{native}] if it is one"
-        )
+    if not runs_own_code:
+        check_class(source, architecture, native, config.model_type)
     if not chooses_output:
         check_labels(source, config.num_labels or 0)
     check_other_rules(source, architecture, {name: getattr(config, name, None) for name in OTHER_RULES})

@@ -1,6 +1,7 @@
 """What names, shapes and declarations get wrong is said before torch is imported, in the words of loading."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,14 +11,17 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
-from app.checkpoints.early import HEAD, TRUNKS, check_declarations, check_files
-from app.checkpoints.layers import IN_LAYER, LayerFaults, compare_layers
+from app.checkpoints.early import check_declarations, check_files
+from app.checkpoints.layers import LayerFaults, compare_layers
 from app.checkpoints.loading import load_checkpoint
-from app.checkpoints.parts import trunk_names
+from app.checkpoints.trunks import read_table
 from app.errors import ModelRefusedError
-from tests.models import make_language_model, make_model
+from tests.checkpoints.encoder_decoders import SEQ2SEQ, make_encoder_decoder
+from tests.checkpoints.test_adapters import make_adapter
+from tests.engine.test_families import tiny_config
+from tests.gguf_files import make_gguf_model
+from tests.models import FAMILIES, make_language_model, make_model
 
 RUN = """
 import sys
@@ -25,15 +29,9 @@ from app.cli import main
 code = main(sys.argv[1:])
 print("torch" in sys.modules, "transformers" in sys.modules, code)
 """
+Tensors = dict[str, torch.Tensor]
 WEIGHTS = "model.safetensors"
 UP = "model.layers.1.mlp.up_proj.weight"
-TINY: dict[str, Any] = {
-    "hidden_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "vocab_size": 64,
-    "pad_token_id": 0,
-}
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -87,11 +85,52 @@ def adapter_without_base(directory: Path) -> None:
     save_file({"a": torch.zeros(1)}, directory / "adapter_model.safetensors")
 
 
+def adapter_without_weights(directory: Path) -> None:
+    adapter_without_base(directory)
+    (directory / "adapter_model.safetensors").unlink()
+
+
+def adapter(make_base: Callable[[Path], Path], **config: Any) -> Callable[[Path], object]:
+    """An adapter without a head; `config` is changed in the base's once the adapter is made."""
+
+    def make(directory: Path) -> None:
+        base = make_base(directory.parent / "base")
+        make_adapter(directory, base, task_type=None)
+        edit(base / "config.json", **config)
+
+    return make
+
+
+def adapter_with_value_head(directory: Path) -> None:
+    adapter(make_language_model)(directory)
+    head = {"v_head.summary.weight": torch.ones(2, 32), "v_head.summary.bias": torch.ones(2)}
+    save_file(head, directory / "value_head.safetensors", metadata={"format": "pt"})
+
+
+def gguf_of_a_classifier(directory: Path) -> None:
+    make_gguf_model(directory)
+    edit(directory / "config.json", architectures=["LlamaForSequenceClassification"], num_labels=1)
+
+
 def without_a_shard(directory: Path) -> None:
     make_model(directory)
     names = dict.fromkeys(load_file(directory / WEIGHTS), "model-00001-of-00002.safetensors")
     (directory / WEIGHTS).unlink()
     (directory / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": names}))
+
+
+def check_early(directory: Path) -> None:
+    check_files(str(directory), check_declarations(str(directory), None, None), trust_remote_code=False)
+
+
+def check_refused_alike(directory: Path) -> None:
+    """Before torch is imported, and at loading, in the same line."""
+    with pytest.raises(ModelRefusedError) as early:
+        check_early(directory)
+    with pytest.raises(ModelRefusedError) as late:
+        load_checkpoint(str(directory), device="cpu")
+    assert str(early.value) == str(late.value)
+    assert "\n" not in str(early.value)
 
 
 REFUSED: dict[str, Callable[[Path], object]] = {
@@ -121,6 +160,13 @@ REFUSED: dict[str, Callable[[Path], object]] = {
         {UP: None, "v.weight": torch.ones(1, 32)}, {"head": "v"}
     ),
     "an adapter without its base": adapter_without_base,
+    "an adapter without its weights": adapter_without_weights,
+    "an adapter without a head": adapter(make_language_model),
+    "an adapter of a base with several labels": adapter(make_model, id2label={"0": "a", "1": "b", "2": "c"}),
+    "an adapter of a quantized base": adapter(make_model, quantization_config={"quant_method": "gptq", "bits": 4}),
+    "an adapter with a value head of several outputs": adapter_with_value_head,
+    "a language model in a GGUF file": make_gguf_model,
+    "a classifier's config beside a GGUF file": gguf_of_a_classifier,
     "a missing shard": without_a_shard,
 }
 
@@ -130,13 +176,8 @@ REFUSED: dict[str, Callable[[Path], object]] = {
 )  # what libraries say of a quantized checkpoint
 @pytest.mark.parametrize("kind", REFUSED)
 def test_what_names_and_shapes_tell_is_refused_early_in_the_words_of_loading(kind: str, tmp_path: Path) -> None:
-    REFUSED[kind](tmp_path)
-    with pytest.raises(ModelRefusedError) as early:
-        check_files(str(tmp_path), check_declarations(str(tmp_path), None, None), trust_remote_code=False)
-    with pytest.raises(ModelRefusedError) as late:
-        load_checkpoint(str(tmp_path), device="cpu")
-    assert str(early.value) == str(late.value)
-    assert "\n" not in str(early.value)
+    REFUSED[kind](tmp_path / "model")
+    check_refused_alike(tmp_path / "model")
 
 
 @pytest.mark.parametrize(
@@ -150,26 +191,62 @@ def test_such_a_start_imports_no_torch(kind: str, tmp_path: Path) -> None:
     assert done.stderr.startswith(f"reward-service: {tmp_path} ")
 
 
-@pytest.mark.parametrize("model_type", TRUNKS)
-def test_the_known_trunks_are_those_of_transformers(model_type: str) -> None:
-    config = AutoConfig.for_model(model_type, **TINY)
-    with torch.device("meta"):
-        trunk = AutoModel.from_config(config)  # type: ignore[no-untyped-call]
-        classifier = AutoModelForSequenceClassification.from_config(config)  # type: ignore[no-untyped-call]
-    own, known = trunk_names(trunk), TRUNKS[model_type]
-    assert (own.embedding, own.children, own.prefix) == (known.embedding, known.children, known.prefix)
-    assert own.hidden_size == TINY["hidden_size"]
-    assert {name for name in classifier.state_dict() if not name.startswith(known.prefix)} == {HEAD}
+def without_head(tensors: Tensors, output: str) -> Tensors:
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(f"{output}.")}
 
 
-@pytest.mark.parametrize("model_type", TRUNKS)
-def test_all_layers_of_the_known_trunks_have_the_same_tensors(model_type: str) -> None:
-    with torch.device("meta"):
-        trunk = AutoModel.from_config(  # type: ignore[no-untyped-call]
-            AutoConfig.for_model(model_type, **TINY | {"num_hidden_layers": 3})
-        )
-    assert any(map(IN_LAYER.match, trunk.state_dict()))
-    assert compare_layers(trunk.state_dict(), 3) == LayerFaults()
+def with_tensor(tensors: Tensors, _: str) -> Tensors:
+    return tensors | {"my_extra.weight": torch.ones(1, 32)}
+
+
+def renamed_head(tensors: Tensors, output: str) -> Tensors:
+    return {name.replace(f"{output}.", "other_name."): tensor for name, tensor in tensors.items()}
+
+
+def five_labels(tensors: Tensors, output: str) -> Tensors:
+    return tensors | {f"{output}.weight": torch.ones(5, *tensors[f"{output}.weight"].shape[1:])}
+
+
+BROKEN: dict[str, tuple[Callable[[Tensors, str], Tensors], dict[str, Any]]] = {
+    "a head that is lost": (without_head, {}),
+    "a tensor more": (with_tensor, {}),
+    "a renamed head": (renamed_head, {}),
+    "five labels": (five_labels, {"id2label": {str(i): f"LABEL_{i}" for i in range(5)}}),
+    "another class": (lambda tensors, _: tensors, {"architectures": ["XWithBonusForSequenceClassification"]}),
+    "a language model's class": (without_head, {"architectures": ["XForCausalLM"]}),
+}
+TYPES = [
+    "bloom",
+    "deepseek_v3",
+    "falcon",
+    "qwen3_moe",
+    "bert",
+    "roberta",
+    "deberta-v2",
+    "electra",
+    "modernbert",
+    "t5",
+    "bart",
+]
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_a_classifier_of_any_type_is_refused_early_in_the_words_of_loading(
+    model_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if model_type in SEQ2SEQ:
+        make_encoder_decoder(tmp_path / "good", model_type)
+    else:
+        monkeypatch.setitem(FAMILIES, model_type, tiny_config(model_type))
+        make_model(tmp_path / "good", model_type)
+    output = read_table()[model_type]["output"]
+    tensors = load_file(tmp_path / "good" / WEIGHTS)
+    check_early(tmp_path / "good")
+    for kind, (change, config) in BROKEN.items():
+        broken = shutil.copytree(tmp_path / "good", tmp_path / kind)
+        save_file(change(tensors, output), broken / WEIGHTS, metadata={"format": "pt"})
+        edit(broken / "config.json", **config)
+        check_refused_alike(broken)
 
 
 def test_layers_that_do_not_tell_which_is_the_odd_one_are_left_to_loading() -> None:

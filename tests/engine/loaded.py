@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
+from app.checkpoints.early import check_declarations, check_files
 from app.checkpoints.loading import load_checkpoint
 from app.engine.reward_model import RewardModel
 from app.engine.self_test import select_plan
@@ -21,6 +22,7 @@ def load(directory: Path, family: str = "llama", *, max_batch_tokens: int = 2048
 
 
 def load_from(directory: Path, *, dtype: str = "float32", max_batch_tokens: int = 2048) -> RewardModel:
+    check_files(str(directory), check_declarations(str(directory), None, None), trust_remote_code=False)
     model = RewardModel(
         "helpfulness",
         load_checkpoint(str(directory), device="cpu", dtype=dtype),

@@ -1,6 +1,10 @@
 """A family's checkpoint through the service's own loader, compared with its authors' rule."""
 
+import re
 from dataclasses import dataclass
+from typing import Any
+
+import pytest
 
 from app.checkpoints.early import check_declarations, check_files
 from app.checkpoints.loading import load_checkpoint
@@ -9,6 +13,7 @@ from app.engine.inputs import Input, Messages, PromptResponse, Text
 from app.engine.reward_model import RewardModel
 from app.engine.self_test import select_plan
 from app.engine.sequence import TokenSequence
+from app.errors import ModelRefusedError
 from tests.families.reference import Built, Conversation
 
 TOLERANCE = 1e-5
@@ -32,10 +37,16 @@ class Measured:
 
 
 def load(built: Built) -> RewardModel:
-    """As `serve` does it: what is refused early is not loaded."""
-    declarations = check_declarations(str(built.directory), built.declared, None)
-    check_files(str(built.directory), declarations, trust_remote_code=False)
-    checkpoint = load_checkpoint(str(built.directory), device="cpu", dtype="float32", declared=built.declared)
+    """As `serve` does it. What is refused before it is loaded is refused in the words of loading."""
+    options: dict[str, Any] = {"device": "cpu", "dtype": "float32", "declared": built.declared}
+    source = str(built.directory)
+    try:
+        check_files(source, check_declarations(source, built.declared, None), trust_remote_code=False)
+    except ModelRefusedError as early:
+        with pytest.raises(ModelRefusedError, match=f"^{re.escape(str(early))}$"):
+            load_checkpoint(source, **options)
+        raise
+    checkpoint = load_checkpoint(source, **options)
     model = RewardModel("helpfulness", checkpoint, max_batch_tokens=2048)
     select_plan(model)
     return model
