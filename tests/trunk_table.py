@@ -16,6 +16,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     PreTrainedConfig,
     PreTrainedModel,
+    __version__,
 )
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.models.auto.modeling_auto import (
@@ -28,7 +29,7 @@ from app.checkpoints.building import head_of
 from app.checkpoints.layout import LM_HEAD
 from app.checkpoints.parts import hidden_size, trunk_names
 from app.checkpoints.transformers_checks import quiet_transformers
-from app.checkpoints.trunks import EVERY_TYPE
+from app.checkpoints.trunks import EVERY_TYPE, read_table
 from tests.engine.test_families import tiny_config
 
 FILE = Path(__file__).resolve().parent.parent / "app" / "checkpoints" / "trunks.json"
@@ -165,15 +166,21 @@ def classifier(model_type: str, config: PreTrainedConfig, *, varied: bool) -> Ro
 
 
 def every_type() -> Row:
-    """The names that transformers reads as other tensors in any model."""
+    """The version of transformers, and the names that it reads as other tensors in any model."""
     net = build(AutoModel, AutoConfig.for_model("llama", num_hidden_layers=1))
     legacy = get_model_conversion_mapping(net)[len(get_model_conversion_mapping(net, add_legacy=False)) :]
-    return {"renamed": [*(each.compiled_sources.pattern for each in legacy), r"(^|\.)position_ids$"]}
+    patterns = [each.compiled_sources.pattern for each in legacy]
+    return {"transformers": __version__, "renamed": [*patterns, r"(^|\.)position_ids$"]}
 
 
 def main() -> None:
+    """Writes the table. Keeps the children that earlier releases had, because users may have them."""
+    before = read_table()
     with quiet_transformers():
         rows = {EVERY_TYPE: every_type()} | {name: row for name in model_types() if (row := row_of(name)) is not None}
+    for name, row in rows.items():
+        if name in before and name != EVERY_TYPE:
+            row["children"] = sorted({*row["children"], *before[name]["children"]})
     lines = (f"{json.dumps(name)}: {json.dumps(row)}" for name, row in rows.items())
     FILE.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 

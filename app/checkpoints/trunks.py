@@ -15,7 +15,7 @@ from app.checkpoints.layout import TrunkNames
 
 TABLE = files("app.checkpoints") / "trunks.json"
 EVERY_TYPE = "*"
-"""The row with the patterns for all model types."""
+"""The row with the release that wrote the table, and the patterns for all model types."""
 
 
 @dataclass(frozen=True, slots=True)
