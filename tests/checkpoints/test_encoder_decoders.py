@@ -21,10 +21,15 @@ TEXTS = ["tea", "How long should green tea steep? Two minutes.", "tea " * 60]
 EOS = 2
 
 
-def reference(directory: Path, token_ids: list[int]) -> float:
-    net = AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32)
-    with torch.inference_mode():
-        return float(net(torch.tensor([token_ids])).logits[0, 0])
+class Reference:
+    """The checkpoint in transformers' own class."""
+
+    def __init__(self, directory: Path) -> None:
+        self.net = AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32)
+
+    def score(self, token_ids: list[int]) -> float:
+        with torch.inference_mode():
+            return float(self.net(torch.tensor([token_ids])).logits[0, 0])
 
 
 def near(score: float) -> Any:
@@ -39,18 +44,18 @@ def post_items(client: httpx.Client, *items: dict[str, Any]) -> httpx.Response:
 def test_scores_are_those_of_transformers_own_class(serve: Serve, tmp_path: Path, family: str) -> None:
     """Also in one batch with a text that has an end-of-sequence token of its own, which the class refuses in a batch."""
     directory = make_encoder_decoder(tmp_path, family)
-    tokenizer = AutoTokenizer.from_pretrained(directory)
+    reference, tokenizer = Reference(directory), AutoTokenizer.from_pretrained(directory)
     texts = [*TEXTS, "one</s> two"]
     with serve(safety_model="", helpfulness_model=str(directory)) as client:
         results = post_items(client, *({"text": text} for text in texts)).json()["results"]
         for text, result in zip(texts, results, strict=True):
             ids = tokenizer(text)["input_ids"]
             assert ids[-1] == EOS
-            assert result["scores"]["helpfulness"]["score"] == near(reference(directory, ids))
+            assert result["scores"]["helpfulness"]["score"] == near(reference.score(ids))
             assert native(client, {"input_ids": ids}) == native(client, {"text": text})
         pair = tokenizer("Green tea?", "Two minutes.")["input_ids"]
         answer = post_items(client, {"prompt": "Green tea?", "response": "Two minutes."}).json()
-        assert answer["results"][0]["scores"]["helpfulness"]["score"] == near(reference(directory, pair))
+        assert answer["results"][0]["scores"]["helpfulness"]["score"] == near(reference.score(pair))
         assert client.get("/info").json()["models"]["helpfulness"]["path"] == "single"
 
 
@@ -78,7 +83,7 @@ def test_a_tokenizer_that_adds_no_end_can_be_told_to(serve: Serve, tmp_path: Pat
     ids = AutoTokenizer.from_pretrained(directory)("tea")["input_ids"]
     with serve(**settings) as client:
         score = post_items(client, {"text": "tea"}).json()["results"][0]["scores"]["helpfulness"]["score"]
-    assert score == near(reference(directory, [*ids, EOS]))
+    assert score == near(Reference(directory).score([*ids, EOS]))
 
 
 def test_a_class_that_reads_the_last_token_takes_texts_without_an_end(tmp_path: Path) -> None:
