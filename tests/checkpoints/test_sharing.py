@@ -41,14 +41,28 @@ OTHERWISE: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture
-def base(tmp_path: Path) -> Path:
-    return make_model(tmp_path / "base", attention_bias=True)
+def make_base(directory: Path) -> Path:
+    return make_model(directory / "base", attention_bias=True)
 
 
-@pytest.fixture
-def adapters(base: Path) -> list[Path]:
+def make_adapters(base: Path) -> list[Path]:
     return [make_adapter(base.parent / f"adapter{seed}", base, seed=seed) for seed in (1, 2)]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Not to be changed, nor its adapters."""
+    return make_base(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def adapters(base: Path) -> list[Path]:
+    return make_adapters(base)
+
+
+@pytest.fixture(scope="module")
+def scores_alone(adapters: list[Path]) -> dict[Path, list[float]]:
+    return {adapter: scores_of(load_checkpoint(str(adapter), device="cpu")) for adapter in adapters}
 
 
 def load_all(sources: Iterable[Path], **options: Any) -> list[Checkpoint]:
@@ -99,29 +113,33 @@ class Holder(torch.nn.Module):
 
 
 @pytest.mark.parametrize("options", OTHERWISE.values(), ids=OTHERWISE)
-@pytest.mark.parametrize("goes_first", [True, False])
 def test_no_kind_of_adapter_changes_the_base_of_the_others(
-    base: Path, adapters: list[Path], options: dict[str, Any], goes_first: bool
+    base: Path,
+    adapters: list[Path],
+    scores_alone: dict[Path, list[float]],
+    tmp_path: Path,
+    options: dict[str, Any],
 ) -> None:
+    """Neither of those that are loaded before it nor of those after it."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*save_embedding_layers.*")
-        other = make_adapter(base.parent / "other", base, seed=5, **options)
+        other = make_adapter(tmp_path / "other", base, seed=5, **options)
     if options.get("bias") == "all":
         file = other / "adapter_model.safetensors"
         tensors = load_file(file)
         biases = [name for name in tensors if name.endswith(("q_proj.base_layer.bias", "v_proj.bias"))]
         assert biases  # of a layer that is adapted, and of one that is not
         save_file(tensors | {name: torch.full_like(tensors[name], 0.5) for name in biases}, file)
-    sources = [other, *adapters] if goes_first else [*adapters, other]
-    alone = {source: scores_of(load_checkpoint(str(source), device="cpu")) for source in sources}
-    together = load_all(sources)
-    for source, checkpoint in zip(sources, together, strict=True):
-        assert scores_of(checkpoint) == alone[source], source.name
-    assert shared_bytes(together[1].net, [together[0].net]) > 0
+    alone = {other: scores_of(load_checkpoint(str(other), device="cpu")), **scores_alone}
+    for sources in ([other, *adapters], [*adapters, other]):
+        together = load_all(sources)
+        for source, checkpoint in zip(sources, together, strict=True):
+            assert scores_of(checkpoint) == alone[source], source.name
+        assert shared_bytes(together[1].net, [together[0].net]) > 0
 
 
 def test_the_base_is_read_once_and_forgotten_after_its_last_adapter(
-    adapters: list[Path], monkeypatch: pytest.MonkeyPatch
+    base: Path, adapters: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
 
@@ -130,9 +148,9 @@ def test_the_base_is_read_once_and_forgotten_after_its_last_adapter(
         return read_saved(source, trust_remote_code)
 
     monkeypatch.setattr(sharing, "read_saved", counting)
-    link = adapters[0].parent / "link"
-    link.symlink_to(adapters[0].parent / "base")
-    third = make_adapter(adapters[0].parent / "adapter3", link, seed=3)
+    link = tmp_path / "link"
+    link.symlink_to(base)
+    third = make_adapter(tmp_path / "adapter3", link, seed=3)
     names = [str(source) for source in (*adapters, third)]
     bases = SharedBases(names)
     loaded = [load_checkpoint(name, device="cpu", bases=bases) for name in names]
@@ -141,8 +159,9 @@ def test_the_base_is_read_once_and_forgotten_after_its_last_adapter(
     assert shared_bytes(loaded[2].net, [loaded[0].net]) > 0
 
 
-def test_a_base_that_changes_meanwhile_is_read_again(base: Path, adapters: list[Path]) -> None:
-    names = [str(source) for source in adapters]
+def test_a_base_that_changes_meanwhile_is_read_again(tmp_path: Path) -> None:
+    base = make_base(tmp_path)
+    names = [str(source) for source in make_adapters(base)]
     bases = SharedBases(names)
     load_checkpoint(names[0], device="cpu", bases=bases)
     make_model(base, seed=9, attention_bias=True)
@@ -197,9 +216,9 @@ def test_models_that_are_loaded_together_share_their_base_and_say_so(
     assert any("m1: " in record.message and "from the same base" in record.message for record in caplog.records)
 
 
-def test_a_reload_that_replaces_one_model_leaves_the_other_right(
-    serve: Serve, base: Path, adapters: list[Path]
-) -> None:
+def test_a_reload_that_replaces_one_model_leaves_the_other_right(serve: Serve, tmp_path: Path) -> None:
+    base = make_base(tmp_path)
+    adapters = make_adapters(base)
     models = {"maths": str(adapters[0]), "style": str(adapters[1])}
     with serve(models=models, safety_model="", helpfulness_model="", api_keys=("operator",)) as client:
         client.headers["authorization"] = "Bearer operator"
