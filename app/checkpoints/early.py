@@ -71,7 +71,7 @@ class Model:
     trunk: KnownTrunk | None
     files: list[Path]
     weights: Mapping[str, Any]
-    """The tensors that the files name. From a GGUF file, only the input embedding and what is no part of a language model."""
+    """Names and shapes. Of a GGUF file, those of the input embedding and of the tensors that no language model has."""
 
 
 def read_model(source: str, trust_remote_code: bool) -> Model | None:
@@ -83,7 +83,7 @@ def read_model(source: str, trust_remote_code: bool) -> Model | None:
     trunk = known_trunk(config if native is None else config | {"model_type": native.model_type})
     check_quantized(source, config.get("quantization_config"))
     if (gguf := find_gguf(source)) is not None:
-        # of other types than Llama, transformers reads the file, and only the language model's tensors
+        # transformers reads the files of other types than Llama, and only the tensors of a language model
         others = other_tensors(gguf) if trunk is not None and trunk.model_type == "llama" else {}
         return Model(config, trunk, [gguf], {} if others is None else with_embedding(config, trunk, others))
     files = weight_files(source, local_files_only=True)
@@ -95,7 +95,7 @@ def read_model(source: str, trust_remote_code: bool) -> Model | None:
 def with_embedding(
     config: Mapping[str, Any], trunk: KnownTrunk | None, tensors: Mapping[str, Shape]
 ) -> dict[str, Shape]:
-    """Tensors beside a language model whose own are known, and its input embedding. Empty if the config lacks a size."""
+    """`tensors`, and the input embedding as transformers' language model has it; empty if the config does not state its size."""
     num_tokens = config.get("vocab_size")
     if trunk is None or not isinstance(num_tokens, int):
         return {}
@@ -105,7 +105,7 @@ def with_embedding(
 def check_parts(
     source: str, config: Mapping[str, Any], declarations: Origins, trunk: KnownTrunk, layout: Layout
 ) -> None:
-    """Finds the head as loading does, and checks it, or the parts of a plain classifier."""
+    """Finds the head as loading does, and checks its tensors or, if none is declared, the plain classifier's."""
     numbers = dict.fromkeys(layout.numbers, 1.0)  # only the tensors' names matter here
     declared, explained = declared_parts(source, config, declarations, trunk.names, layout, numbers)
     if declared.head is None:
