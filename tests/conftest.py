@@ -7,6 +7,7 @@ os.environ.setdefault(
     "REWARD_PREFIX_CACHE_MB", "32"
 )  # by default a tenth of the free memory, for each of dozens of services
 
+import gc
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -58,8 +59,10 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection(session: pytest.Session) -> None:
     """Before the first test module is imported. Where worker processes run the tests, the process that distributes them
-    imports no torch, which is seconds before the workers start.
+    imports no torch, which is seconds before the workers start. What is imported and collected stays, so that looking for
+    garbage in it is in vain, now and later.
     """
+    gc.disable()
     if not session.config.getoption("numprocesses", None):
         import torch
 
@@ -67,6 +70,11 @@ def pytest_collection(session: pytest.Session) -> None:
 
         prepare_process()
         torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
