@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import importlib.util
 import ipaddress
-from typing import TYPE_CHECKING
 from urllib.request import getproxies
+
+import httpx
 
 from reward_client.errors import ConfigurationError
 
-if TYPE_CHECKING:
-    import httpx
-
+MAX_PORT = 65535
 SCHEMES = ("http", "https", "socks5", "socks5h")
 
 
@@ -39,7 +38,25 @@ def proxy_of(url: httpx.URL) -> str | None:
         raise ConfigurationError(
             f"the proxy variables name a {scheme} proxy, which needs a package: `pip install httpx[socks]`, or {remedy}"
         )
+    try:
+        check_host(httpx.URL(proxy), is_needed=True)
+    except (httpx.InvalidURL, ValueError) as error:
+        shown = proxy.rpartition("@")[2]  # without a password
+        raise ConfigurationError(
+            f"the proxy variables name {shown!r:.200}, which is not a URL ({error}); {remedy}"
+        ) from error
     return proxy
+
+
+def check_host(url: httpx.URL, *, is_needed: bool = False) -> None:
+    """Raises ValueError for a host or port that no connection can be opened to; httpx takes some of them."""
+    url.host.encode("idna")
+    if ":" not in url.host and any(character.isspace() or character == "%" for character in url.host):
+        raise ValueError(f"the host is {url.host!r:.80}")
+    if url.port is not None and not 0 < url.port <= MAX_PORT:
+        raise ValueError(f"the port is {url.port}")
+    if is_needed and not url.host:
+        raise ValueError("it has no host")
 
 
 def is_loopback(host: str) -> bool:

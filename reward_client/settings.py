@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from reward_client.errors import ConfigurationError
-from reward_client.proxies import proxy_of
+from reward_client.proxies import check_host, proxy_of
 
 if TYPE_CHECKING:
     from reward_client.encoding import Limits
     from reward_client.exchange import Retry
 
-MAX_PORT = 65535
 JSON = {"content-type": "application/json"}
 
 
@@ -95,15 +94,6 @@ def parse_url(base_url: str) -> httpx.URL:
     if url.query or url.fragment:
         raise ConfigurationError(f"base_url is {shown!r:.200}; leave out what follows the path")
     return url
-
-
-def check_host(url: httpx.URL) -> None:
-    """Raises ValueError for a host or port that no connection can be opened to; httpx takes some of them."""
-    url.host.encode("idna")
-    if ":" not in url.host and any(character.isspace() or character == "%" for character in url.host):
-        raise ValueError(f"the host is {url.host!r:.80}")
-    if url.port is not None and not 0 < url.port <= MAX_PORT:
-        raise ValueError(f"the port is {url.port}")
 
 
 def check_api_key(api_key: str | None) -> None:

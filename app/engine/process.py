@@ -99,8 +99,9 @@ def has_daemon_work() -> bool:
     aborts the process.
     """
     threads = [thread for thread in threading.enumerate() if thread.name == DAEMON_THREAD]
-    for thread in threads:  # one that has delivered its result ends within this time
-        thread.join(ENDING_SECONDS)
+    with contextlib.suppress(KeyboardInterrupt):  # a second one, which ends the wait
+        for thread in threads:  # one that has delivered its result ends within this time
+            thread.join(ENDING_SECONDS)
     return any(thread.is_alive() for thread in threads)
 
 

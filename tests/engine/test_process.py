@@ -3,6 +3,8 @@
 import asyncio
 import threading
 
+import pytest
+
 from app.engine import process
 
 
@@ -25,3 +27,20 @@ def test_work_that_never_ends_is() -> None:
     finally:
         released.set()
     assert not process.has_daemon_work()
+
+
+def test_an_interrupt_ends_the_wait_for_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    released = threading.Event()
+
+    def interrupt(_: threading.Thread, timeout: float) -> None:
+        raise KeyboardInterrupt(timeout)
+
+    async def run() -> bool:
+        process.in_daemon_thread(released.wait)
+        monkeypatch.setattr(threading.Thread, "join", interrupt)
+        return process.has_daemon_work()
+
+    try:
+        assert asyncio.run(run())
+    finally:
+        released.set()

@@ -147,4 +147,4 @@ def test_a_text_on_which_the_tokenizer_panics_fails_alone(monkeypatch: pytest.Mo
     assert isinstance(good, TokenSequence)
     assert isinstance(other, TokenSequence)
     assert isinstance(bad, InvalidInputError)
-    assert (bad.item, bad.message) == (1, "items[1] cannot be tokenized (index out of bounds)")
+    assert (bad.item, bad.message) == (1, "items[1] cannot be tokenized (index out of bounds); change its text")

@@ -126,6 +126,16 @@ def test_a_request_for_another_host_goes_through_the_proxy(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
+    "proxy", ["http://[::1", "http://", "http://proxy:99999", "http:// a", "x" * 300, "http://trainer:secret@[::1"]
+)
+def test_a_proxy_that_is_no_url_is_an_error_at_once(monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+    monkeypatch.setenv("HTTP_PROXY", proxy)
+    with pytest.raises(ConfigurationError, match=r"the proxy variables name .* not a URL .*; set another") as raised:
+        RewardClient("http://rewards:8000")
+    assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
     ("host", "no_proxy", "is_direct"),
     [
         ("rewards.lan", "lan", True),
