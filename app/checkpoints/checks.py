@@ -23,6 +23,8 @@ from app.errors import ModelRefusedError, UndeclaredHeadError, one_line
 
 OTHER_RULES = ("value_head_prefix", "mean", "std", "normalizer_type", "score_type")
 """Config fields of reward models whose score is not the plain output of a classifier's head."""
+COMMON_LAYERS = 1000
+"""Layers that are built quickly, though the files may have one set of tensors for all, as ALBERT's."""
 SHORT_FLOATS = ("F4", "F6", "F8")
 UNUSED = re.compile(r"(^|\.)(lm_head|embed_out)\.|\.rotary_emb\.inv_freq$|\.(masked_bias|attn\.bias)$")
 """Tensors that a classifier does not use: a language model's head, and computed buffers."""
@@ -104,6 +106,16 @@ def check_types(source: str, weights: Mapping[str, Any]) -> None:
             raise ModelRefusedError(
                 f"{source} has {name} in {dtype}, which is not supported; give the original, with dtype int8 if memory is short"
             )
+
+
+def check_depth(source: str, config: Mapping[str, Any], num_tensors: int) -> None:
+    """Raises where the config asks for so many layers that building them would never end, and the files have no tensors for them."""
+    num_layers = config.get("num_hidden_layers") or config.get("n_layer")
+    if isinstance(num_layers, int) and num_layers > max(num_tensors, COMMON_LAYERS):
+        raise ModelRefusedError(
+            f"{source} has num_hidden_layers {num_layers} in its config, and {num_tensors} tensors; use a config and weights that "
+            "were saved together"
+        )
 
 
 def check_labels(source: str, num_labels: int) -> None:

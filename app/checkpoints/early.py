@@ -15,6 +15,7 @@ from app.checkpoints.checks import (
     OTHER_RULES,
     check_architecture,
     check_class,
+    check_depth,
     check_explained,
     check_labels,
     check_mismatched,
@@ -89,6 +90,7 @@ def read_model(source: str, trust_remote_code: bool) -> Model | None:
     files = weight_files(source, local_files_only=True)
     weights: Mapping[str, Any] = shapes_of(files)
     check_types(source, weights)
+    check_depth(source, config, len(weights))
     return Model(config, trunk, files, weights if native is None else native.weights(config, dict(weights)))
 
 

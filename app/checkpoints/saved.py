@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from app.checkpoints.checks import check_quantized, check_types
+from app.checkpoints.checks import check_depth, check_quantized, check_types
 from app.checkpoints.files import find_file, find_gguf, read_json, weight_files
 from app.checkpoints.gguf import gguf_weights
 from app.checkpoints.native import NATIVE
@@ -53,6 +53,7 @@ def read_saved(source: str, trust_remote_code: bool) -> Saved:
     signatures = signatures_of(files)
     weights = weights_of(files) if gguf is None else gguf_weights(gguf, config)
     check_types(source, weights)
+    check_depth(source, raw, len(weights))
     if native is not None:
         weights = native.weights(raw, weights)
     return Saved(config, tokenizer, weights, files, signatures, raw)

@@ -94,7 +94,9 @@ class Tokenization:
             except InvalidInputError as error:
                 outcomes[i] = error
             except (ForeignCodeError, UncuttableTextError) as error:
-                outcomes[i] = InvalidInputError(f"{inputs[i].location} cannot be tokenized ({error}); change its text", inputs[i].item)
+                outcomes[i] = InvalidInputError(
+                    f"{inputs[i].location} cannot be tokenized ({error}); change its text", inputs[i].item
+                )
         return [outcome for outcome in outcomes if outcome is not None]
 
     def strings(self, token_ids: list[int]) -> list[str]:

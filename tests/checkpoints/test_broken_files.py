@@ -106,6 +106,10 @@ REFUSED: dict[str, tuple[Edit, str]] = {
         writing("config.json", "[]"),
         "/config.json is not a JSON object.*; copy the file again",
     ),
+    "a config of far too many layers": (
+        lambda directory: edit_config(directory, num_hidden_layers=10**6),
+        r"has num_hidden_layers 1000000 in its config, and \d+ tensors; use a config and weights that were saved together",
+    ),
     "no config": (lambda directory: (directory / "config.json").unlink(), "no file named config.json"),
     "a type of RoPE that is unknown": (
         lambda directory: edit_config(directory, rope_parameters={"rope_type": "nope", "rope_theta": 1.0}),
