@@ -162,6 +162,7 @@ def test_standard_input_is_a_file(
         (b"null", "line 4: items[1]"),
         (b'{"txet": "a"}', "line 4: items[1]"),
         (b'{"text": NaN}', "line 4: items[1].text is nan"),
+        (b'{"text": "a", "metadata": [1e999]}', "line 4: metadata has NaN or an infinite number; write it as a string"),
         (b'{"input_ids": [1e999]}', "line 4: items[1].input_ids[0] is inf"),
         (b'{"input_ids": [320]}', "line 4: items[1] has token id 320"),
     ],
@@ -229,6 +230,10 @@ def test_standard_input_has_a_name_in_errors(
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
     assert main(["score", "-", *models]) == 1
     assert capsys.readouterr().err == "reward-service: standard input has no lines; give one JSON object a line\n"
+    for line in (b'{"txet": "a"}', b'{"text": "a", "id": NaN}', b"{"):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(line)))
+        assert main(["score", "-", *models]) == 1
+        assert capsys.readouterr().err.startswith("reward-service: standard input line 1")
 
 
 def test_a_closed_standard_output_is_one_line(tmp_path: Path, models: list[str]) -> None:

@@ -27,15 +27,35 @@ class Line:
 
 def read_entries(file: str) -> list[Line]:
     """The lines of a JSONL file with their fields; raises what `read_lines` raises."""
-    return [line_of(number, content) for number, content in read_lines(file)]
+    return [line_of(file, number, content) for number, content in read_lines(file)]
 
 
-def line_of(number: int, content: bytes) -> Line:
+def name_of(file: str) -> str:
+    """What errors call a file that the command line names."""
+    return "standard input" if file == "-" else file
+
+
+def line_of(file: str, number: int, content: bytes) -> Line:
+    """Raises InvalidInputError where a field of `CARRIED` could not stand in the result."""
     value = from_json(content)
     fields = value if isinstance(value, dict) else {}
-    if fields.keys() & CARRIED:
+    if carried := fields.keys() & CARRIED:
+        for name in sorted(carried):
+            if not is_json(fields[name]):
+                raise InvalidInputError(
+                    f"{name_of(file)} line {number}: {name} has NaN or an infinite number; write it as a string"
+                )
         content = json.dumps({name: value for name, value in fields.items() if name not in CARRIED}).encode()
     return Line(number, fields, content)
+
+
+def is_json(value: Any) -> bool:
+    """Whether the value has only finite numbers, as JSON asks for."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        return False
+    return True
 
 
 def read_lines(file: str) -> Iterator[tuple[int, bytes]]:
@@ -44,7 +64,7 @@ def read_lines(file: str) -> Iterator[tuple[int, bytes]]:
     Raises InvalidInputError at one that is no JSON, where there is none, and where the file cannot be read.
     """
     if file == "-":
-        yield from json_lines("standard input", sys.stdin.buffer if sys.stdin is not None else ())
+        yield from json_lines(name_of(file), sys.stdin.buffer if sys.stdin is not None else ())
         return
     try:
         lines = Path(file).open("rb")  # noqa: SIM115 - closed below; only what opening it raises is meant

@@ -11,7 +11,7 @@ from app.api.bodies import parse
 from app.api.compare_schemas import CompareRequest
 from app.api.schemas import ScoreRequest
 from app.errors import InvalidInputError
-from app.files.jsonl import Line
+from app.files.jsonl import Line, name_of
 from app.files.results import Results
 from app.http.in_process import LINES_PER_REQUEST, RefusedError, RouteClient
 
@@ -112,4 +112,4 @@ def body_of(options: dict[str, Any], name: str, entries: Entries) -> bytes:
 
 def in_file(file: str, entries: Entries, error: InvalidInputError | RefusedError) -> Exception:
     """The error with the number of its line; unchanged if it concerns no single line."""
-    return error if error.item is None else InvalidInputError(f"{file} line {entries[error.item][0]}: {error}")
+    return error if error.item is None else InvalidInputError(f"{name_of(file)} line {entries[error.item][0]}: {error}")

@@ -2,7 +2,7 @@
 
 from pydantic_core import from_json
 
-from app.files.jsonl import read_lines
+from app.files.jsonl import name_of, read_lines
 from app.training.pairs import PairFile, pairs_of
 from app.training.rated.groups import GroupFile, groups_of
 
@@ -14,4 +14,4 @@ def read_data(file: str) -> PairFile | GroupFile:
     lines = list(read_lines(file))
     fields = from_json(lines[0][1])
     is_rated = isinstance(fields, dict) and "responses" in fields and not CHOSEN & fields.keys()
-    return groups_of(file, lines) if is_rated else pairs_of(file, lines)
+    return groups_of(name_of(file), lines) if is_rated else pairs_of(name_of(file), lines)

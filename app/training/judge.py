@@ -18,6 +18,8 @@ from app.training.evaluation import Evaluation, Result
 from app.training.pairs import PairLine, read_pairs
 from app.training.report import report
 
+PICTURES = (".png", ".svg", ".pdf")
+
 
 def compare(
     file: str,
@@ -61,6 +63,8 @@ def evaluate(
     """
     if png_file is not None and importlib.util.find_spec("matplotlib") is None:
         raise TrainingError(f"a picture needs matplotlib, which is not installed; run {install_command('train')}")
+    if png_file is not None and png_file.suffix.lower() not in PICTURES:
+        raise StartError(f"--png is {png_file}; give a file whose name ends in {', '.join(PICTURES)}")
     pairs = read_pairs(file)
     source = settings.model_source(model)
     if source is None:

@@ -23,7 +23,7 @@ from pydantic_core import from_json
 from app.api.compare_schemas import Pair
 from app.api.validation_messages import first_error, location_of, reason
 from app.errors import InvalidInputError
-from app.files.jsonl import read_lines
+from app.files.jsonl import name_of, read_lines
 
 FORMS = "give prompt, chosen and rejected, messages, chosen and rejected, or chosen_messages and rejected_messages"
 LABELS = ("chosen_is_safe", "rejected_is_safe")
@@ -103,7 +103,7 @@ def ignored_fields(ignored: Counter[str]) -> list[str]:
 
 def read_pairs(file: str) -> PairFile:
     """Raises InvalidInputError that names the file and the line, or OSError if the file cannot be read."""
-    return pairs_of(file, read_lines(file))
+    return pairs_of(name_of(file), read_lines(file))
 
 
 def pairs_of(file: str, numbered: Iterable[tuple[int, bytes]]) -> PairFile:

@@ -185,6 +185,17 @@ def test_a_picture_without_matplotlib_is_refused_before_anything_is_scored(
     assert main(["evaluate", file, *models]) == 0
 
 
+@pytest.mark.parametrize("name", ["figures", "figures.xyz"])
+def test_a_picture_of_no_known_format_is_refused_before_anything_is_scored(
+    tmp_path: Path, models: list[str], capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    file = write_lines(tmp_path / "pairs.jsonl", *PAIRS)
+    assert main(["evaluate", file, "--png", str(tmp_path / name), *models]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.endswith(f"{name}; give a file whose name ends in .png, .svg, .pdf\n")
+    assert captured.out == ""
+
+
 def test_margins_of_the_lines_are_used(tmp_path: Path, models: list[str]) -> None:
     rated = [pair | {"rating": "better"} for pair in PAIRS[:5]]
     with_margin = [
@@ -227,8 +238,9 @@ def test_the_pairs_are_never_overwritten(
 ) -> None:
     monkeypatch.setattr("app.training.judge.compare", None)
     file = write_lines(tmp_path / "pairs.jsonl", *PAIRS[:2])
-    for option in ("--json", "--png"):
-        assert main(["evaluate", file, option, file, *models]) == 1
+    (tmp_path / "link.png").symlink_to(file)
+    for option in (["--json", file], ["--png", str(tmp_path / "link.png")]):
+        assert main(["evaluate", file, *option, *models]) == 1
         assert f"{file} is the input itself; give another file" in capsys.readouterr().err
     both = str(tmp_path / "both.png")
     assert main(["evaluate", file, "--json", both, "--png", both, *models]) == 1
