@@ -98,11 +98,11 @@ class TextEncoder:
         with self._lock if len(text) <= LARGE_CHARS else self._large_lock:
             return self.encode(text)
 
-    def encode_batch(self, texts: list[str]) -> list[list[int] | ForeignCodeError]:
+    def encode_batch(self, texts: list[str]) -> Sequence[list[int] | ForeignCodeError]:
         """Encodes all texts in one call. If that fails, encodes them one by one, so that only the faulty ones get an error."""
         try:
             with foreign_code():
-                return list(self._encode(texts))
+                return self._encode(texts)
         except ForeignCodeError as error:
             return [error] if len(texts) == 1 else [self.encode_batch([text])[0] for text in texts]
 

@@ -179,7 +179,8 @@ class Renderer:
         return Rendered((text,), self._before_template[self._begins_with_bos(text)])
 
     def _plain(self, text: str, *, prompt: str | None, with_special_tokens: bool) -> Rendered:
-        text = self._without_bos(text)
+        if self.rules.add_bos is False:
+            text = self._without_bos(text)
         begins_with_bos = self._begins_with_bos(text)
         if not with_special_tokens:
             return Rendered((text,), self._before_bare_text[begins_with_bos], (), prompt)
@@ -224,11 +225,10 @@ class Renderer:
             text = self._tokenizer.apply_chat_template(
                 list(messages), tokenize=False, **{**self.rules.template_kwargs, **options}
             )
-        return self._without_bos(str(text))
+        return self._without_bos(str(text)) if self.rules.add_bos is False else str(text)
 
     def _without_bos(self, text: str) -> str:
-        """The text, without a leading BOS if the text rules forbid one."""
-        while self.rules.add_bos is False and self._bos and text.startswith(self._bos):
+        while self._bos and text.startswith(self._bos):
             text = text.removeprefix(self._bos)
         return text
 

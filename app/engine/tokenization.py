@@ -130,7 +130,9 @@ class Tokenization:
         if len(tokens) > 1:
             return self._from_pair(item, tokens[0], tokens[1], truncation)
         body, leading = tokens[0], [*whole.leading]
-        closing = self._closing(body, whole.trailing)
+        closing = [*whole.trailing]
+        if self.rules.add_eos or self.rules.append_ids:
+            closing = self._closing(body, closing)
         ids, is_cut = self._cut(item, body, leading, closing, truncation, whole)
         check_ids(item, ids, self.vocab_size)
         if not self._finds_response:
@@ -145,7 +147,7 @@ class Tokenization:
         self, item: Input, whole: Rendered, tokens: Sequence[TextTokens], truncation: Truncation
     ) -> TokenSequence:
         """A prompt and the steps of its response, each tokenized by itself and followed by the mark."""
-        rule, limit = self.rules.steps, self._limit(item)
+        rule, limit = self.rules.steps, item.max_length or self.max_length
         assert rule is not None
         prompt, *steps = (each.first(limit + 1) for each in tokens)
         leading = list(whole.leading)
@@ -168,21 +170,16 @@ class Tokenization:
             )
         return num_response
 
-    def _closing(self, body: TextTokens, trailing: Sequence[int]) -> list[int]:
+    def _closing(self, body: TextTokens, trailing: list[int]) -> list[int]:
         """The ids after the text: the tokenizer's own, then by the text rules one EOS, then `append_ids`.
 
         Empty if the text already ends in `append_ids` and the rules say `append_unless_present`.
         """
-        if not self.rules.add_eos and not self.rules.append_ids:
-            return [*trailing]
         needs_eos = self.rules.add_eos and self._eos_id is not None and self._eos_id not in trailing
         eos = [self._eos_id] if needs_eos and self._eos_id is not None and body.last(1) != [self._eos_id] else []
         closing, ids = [*trailing, *eos, *self.rules.append_ids], list(self.rules.append_ids)
         is_present = bool(ids) and self.rules.append_unless_present and closing == ids and body.last(len(ids)) == ids
         return [] if is_present else closing
-
-    def _limit(self, item: Input) -> int:
-        return self.max_length if item.max_length is None else item.max_length
 
     def _cut(
         self,
@@ -197,7 +194,7 @@ class Tokenization:
 
         Without `leading`, a BOS at the start of the body stays, too.
         """
-        limit = self._limit(item)
+        limit = item.max_length or self.max_length
         room = limit - len(leading) - len(closing)
         ids = body.first(max(room, 0) + 1)
         if len(ids) <= room:
@@ -233,7 +230,7 @@ class Tokenization:
         frame = self._pair_frame
         assert frame is not None
         closing = list(self.rules.append_ids)
-        limit = self._limit(item)
+        limit = item.max_length or self.max_length
         room = limit - frame.num_tokens - len(closing)
         a, b = first.first(max(room, 0) + 1), second.first(max(room, 0) + 1)
         is_cut = len(a) + len(b) > room
