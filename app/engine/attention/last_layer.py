@@ -32,19 +32,10 @@ def restrict_to_rows(layer: nn.Module, last_rows: LastLayerRows, rows: Tensor, n
     own = vars(layer).get("forward")  # accelerate's hook, if the model is split across devices
     forward = layer.forward
 
-    def pick(value: Any) -> Any:
-        """The rows of every tensor that has them, in tuples, lists and dicts too."""
-        if isinstance(value, Tensor):
-            is_by_row = value.ndim > 1 and value.shape[1] == num_rows
-            return value.index_select(1, rows.to(value.device)) if is_by_row else value
-        if type(value) in {tuple, list}:
-            return type(value)(map(pick, value))
-        return {name: pick(each) for name, each in value.items()} if type(value) is dict else value
-
     def forward_rows(*args: Any, **options: Any) -> Any:
         with suppress(KeysCapturedError):
             forward(*args, **options, last_rows=last_rows)
-        return forward(*pick(args), **pick(options), last_rows=last_rows)
+        return forward(*pick(args, rows, num_rows), **pick(options, rows, num_rows), last_rows=last_rows)
 
     layer.forward = forward_rows
     try:
@@ -53,3 +44,13 @@ def restrict_to_rows(layer: nn.Module, last_rows: LastLayerRows, rows: Tensor, n
         del layer.forward
         if own is not None:
             layer.forward = own
+
+
+def pick(value: Any, rows: Tensor, num_rows: int) -> Any:
+    """The rows of every tensor that has `num_rows` of them, in tuples, lists and dicts too."""
+    if isinstance(value, Tensor):
+        is_by_row = value.ndim > 1 and value.shape[1] == num_rows
+        return value.index_select(1, rows.to(value.device)) if is_by_row else value
+    if type(value) in {tuple, list}:
+        return type(value)(pick(each, rows, num_rows) for each in value)
+    return {name: pick(each, rows, num_rows) for name, each in value.items()} if type(value) is dict else value
