@@ -72,7 +72,7 @@ class Connection(HttpToolsProtocol):
         self._pacer = pacer
         self._write_buffer = write_buffer
         self._held = b""  # received but not parsed yet
-        self._unanswered: list[RequestResponseCycle] = []
+        self._unanswered: deque[RequestResponseCycle] = deque()  # in the order of their answers
         self._owed_since: float | None = time.monotonic()  # when the client's incomplete request began
         self._stalled_since: float | None = None  # when the client last read some of the answer
         self._num_unread = 0  # bytes that the client had not read at the last check
@@ -121,6 +121,7 @@ class Connection(HttpToolsProtocol):
                 self.transport.resume_reading()
 
     def on_response_complete(self) -> None:
+        self._unanswered.popleft()
         super().on_response_complete()
         if self._held and not self._is_answering and not self.transport.is_closing():
             data, self._held = self._held, b""
@@ -131,9 +132,8 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
         self._held = b""
         for cycle in self._unanswered:
-            if not cycle.response_complete:
-                cycle.disconnected = True
-                cycle.message_event.set()
+            cycle.disconnected = True
+            cycle.message_event.set()
 
     def _feed(self, data: bytes) -> None:
         was_in_head, self._num_begun, self._is_between = self._in_head, 0, False
@@ -166,7 +166,7 @@ class Connection(HttpToolsProtocol):
     def _break_off(self, status: int, message: str) -> None:
         """Stops reading, because the start of the next request is unknown. Earlier requests still get their answers."""
         self._is_broken, self._held, self._owed_since = True, b"", None
-        unanswered = [cycle for cycle in self._unanswered if not cycle.response_complete]
+        unanswered = [*self._unanswered]
         own = unanswered.pop() if unanswered and not self._in_head else None
         if own is not None:  # its body cannot be read
             own.disconnected = True
@@ -228,7 +228,6 @@ class Connection(HttpToolsProtocol):
             self._keep_alive = self.cycle.keep_alive
             if self.expect_100_continue:  # until the body arrives: a client whose request is rejected may not send it
                 self.cycle.keep_alive = False
-            self._unanswered = [cycle for cycle in self._unanswered if not cycle.response_complete]
             self._unanswered.append(self.cycle)
 
     def on_body(self, body: bytes) -> None:
