@@ -2,6 +2,7 @@
 
 import os
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # else torch's idle threads spin on the cores that other tests need
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # before tokenizers starts threads that fork would lose
 os.environ.setdefault(
     "REWARD_PREFIX_CACHE_MB", "32"
