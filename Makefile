@@ -3,7 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 MINUTES ?= 30
 EXAMPLES ?= 20
-PARALLEL ?= --numprocesses auto --maxprocesses 8 --dist worksteal
+# One more than processors, because tests also wait for servers; at most 8.
+WORKERS ?= $(shell n=$$(($$(getconf _NPROCESSORS_ONLN) + 1)); echo $$((n > 8 ? 8 : n)))
+PARALLEL ?= --numprocesses $(WORKERS) --dist worksteal
 BIN := $(VENV)/bin
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
