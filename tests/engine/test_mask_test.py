@@ -35,7 +35,8 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
 def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> RewardModel:
     """Self-tested as on a GPU: by flex_attention, on a path of 640 tokens and beyond the sliding window of 600."""
-    directory = make_model(tmp_path_factory.mktemp("model"), "gemma2", sliding_window=600, max_position_embeddings=1024)
+    sizes: dict[str, Any] = {"num_hidden_layers": 2, "sliding_window": 600, "max_position_embeddings": 1024}
+    directory = make_model(tmp_path_factory.mktemp("model"), "gemma2", **sizes)
     with pytest.MonkeyPatch.context() as monkeypatch:
         as_on_a_gpu(monkeypatch)
         return load_from(directory, dtype=request.param)
