@@ -98,7 +98,7 @@ def load_models(settings: Settings, limit: ThreadLimit | None = None) -> dict[st
             "%s: %s on %s, %s path (%s)", name, checkpoint.source, model.device, model.plan.name, model.plan.reason
         )
         if shared := shared_bytes(model.net, [other.net for other in models.values()]):
-            logger.info("%s: %s of weights are those of a model above, from the same base", name, byte_size(shared))
+            logger.info("%s: shares %s of weights with a model above, which has the same base", name, byte_size(shared))
         models[name] = model
     if any(model.device.type == "cpu" for model in models.values()):
         logger.info("threads per forward pass on CPU: %d (%s)", limit.num_threads, limit.reason)

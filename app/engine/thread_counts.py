@@ -34,7 +34,7 @@ def keep_equal_counts(model: RewardModel, limit: ThreadLimit) -> bool:
     before = model.threads.counts
     model.threads.counts = equal_thread_counts(model, limit.num_threads) if before else (limit.num_threads,)
     if counts := model.threads.counts[1:]:
-        logger.info("%s: %s threads while other processes are busy", model.name, " or ".join(map(str, counts)))
+        logger.info("%s: threads while other processes are busy: %s", model.name, " or ".join(map(str, counts)))
     return not before or model.threads.counts == before
 
 
