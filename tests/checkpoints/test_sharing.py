@@ -213,7 +213,7 @@ def test_models_that_are_loaded_together_share_their_base_and_say_so(
     models = load_models(Settings.model_validate({"models": {f"m{i}": str(each) for i, each in enumerate(adapters)}}))
     shared = shared_bytes(models["m1"].net, [models["m0"].net])
     assert shared > 0.5 * bytes_of(models["m0"].net.parameters())
-    assert any("m1: " in record.message and "from the same base" in record.message for record in caplog.records)
+    assert any("m1: " in record.message and "which has the same base" in record.message for record in caplog.records)
 
 
 def test_a_reload_that_replaces_one_model_leaves_the_other_right(serve: Serve, tmp_path: Path) -> None:
