@@ -1,5 +1,6 @@
 """Canonical device names, copies to a device that the host need not wait for, and errors of devices."""
 
+import re
 from typing import Any
 
 import torch
@@ -22,12 +23,17 @@ def upload(values: NDArray[Any] | Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
+NO_MEMORY = re.compile(
+    "can't allocate memory|not enough memory|^could not (create|execute) a primitive$", re.IGNORECASE
+)
+"""What torch says on the CPU. The last is all that oneDNN says."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the error means too little memory, so that a smaller batch may succeed; on the CPU known by its message."""
-    words = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and ("can't allocate memory" in words or "not enough memory" in words)
-    )
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and NO_MEMORY.search(str(error)) is not None
 
 
 class DeviceLostError(Exception):

@@ -113,8 +113,12 @@ class LogWriter(QueueListener):
             return
         self._stopping.set()
         draining = threading.Thread(target=self._drain, name="log-drain", daemon=True)
-        draining.start()
-        draining.join(CLOSE_SECONDS)
+        try:
+            draining.start()
+        except RuntimeError:  # no memory for a thread: write without a deadline
+            self._drain()
+        else:
+            draining.join(CLOSE_SECONDS)
 
     def _drain(self) -> None:
         super().stop()

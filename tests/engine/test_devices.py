@@ -1,11 +1,13 @@
-"""Two models on two devices have a thread and a queue each, and score at the same time."""
+"""Two models on two devices have a thread and a queue each, and score at the same time; and which errors mean too little memory."""
 
 import asyncio
 import threading
 
+import pytest
 import torch
 
 from app.engine.batch import Batch
+from app.engine.devices import is_out_of_memory
 from app.engine.engine import Engine
 from app.engine.inputs import Input, Text, TokenIds
 from app.engine.sequence import Scored, TokenSequence
@@ -87,3 +89,20 @@ def test_real_models_on_two_devices_give_the_scores_they_give_on_one(
     two, apart = asyncio.run(scores(safety_device="cpu:0", helpfulness_device="cpu:1"))
     assert (one, two) == (1, 2)
     assert apart == together
+
+
+@pytest.mark.parametrize(
+    ("error", "is_memory"),
+    [
+        (MemoryError(), True),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 5 bytes"),
+            True,
+        ),
+        (RuntimeError("could not create a primitive"), True),
+        (RuntimeError("could not create a primitive descriptor for the matmul primitive"), False),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+    ],
+)
+def test_errors_that_mean_too_little_memory(error: Exception, is_memory: bool) -> None:
+    assert is_out_of_memory(error) == is_memory

@@ -398,6 +398,18 @@ def test_a_record_that_cannot_be_written_as_json_costs_no_other_line(tmp_path: P
     assert [line["n"] for line in lines_of(tmp_path / "log")] == [1, 2]
 
 
+def test_without_memory_for_another_thread_the_last_lines_are_written_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with logged(tmp_path / "log"):
+        logging.getLogger("app.test").info("the last line")
+        monkeypatch.setattr(threading.Thread, "start", fails)
+    assert [line["message"] for line in lines_of(tmp_path / "log")] == ["the last line"]
+
+
 def test_a_process_whose_log_nobody_reads_ends(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
