@@ -14,6 +14,7 @@ from app.errors import InvalidInputError
 from app.settings import Settings
 
 PAIR = {"type": "array", "items": pooling.TEXT, "minItems": 2, "maxItems": 2}
+LISTS_OF_IDS = {"type": "array", "items": pooling.TOKEN_IDS, "minItems": 1}
 
 
 class ClassifyRequest(pooling.ClassificationRequest):
@@ -22,7 +23,9 @@ class ClassifyRequest(pooling.ClassificationRequest):
     text: (
         Annotated[str | list[str] | list[list[str]], WithJsonSchema(pooling.one_or_more(pooling.TEXT, PAIR))] | None
     ) = None
-    input_ids: list[int] | list[list[int]] | None = None
+    input_ids: (
+        Annotated[list[int] | list[list[int]], WithJsonSchema({"anyOf": [pooling.TOKEN_IDS, LISTS_OF_IDS]})] | None
+    ) = None
     rid: str | list[str] | None = None
     dimensions: Any = unsupported()
     input_embeds: Any = unsupported()
