@@ -20,6 +20,7 @@ import httpx
 import pytest
 
 from tests.extras import lacking
+from tests.forked import forked
 from tests.processes import running
 
 TESTS = Path(__file__).parent
@@ -82,7 +83,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks what `make quick` leaves out: `server`, tests of a running server or process; `trained`, tests that train."""
     for item in items:
         module = getattr(item, "module", None)
-        if SERVER_FIXTURES & set(getattr(item, "fixturenames", ())) or getattr(module, "running", None) is running:
+        starts_processes = any(getattr(module, each.__name__, None) is each for each in (forked, running))
+        if SERVER_FIXTURES & set(getattr(item, "fixturenames", ())) or starts_processes:
             item.add_marker("server")
         if {"training", "recipe"} & set(item.path.relative_to(TESTS).parts):
             item.add_marker("trained")

@@ -9,6 +9,7 @@ from tests.api.asking import ask
 from tests.models import make_model
 from tests.reliability.test_process import served
 
+pytestmark = pytest.mark.server
 WIDE, NUM_TEXTS = 8192, 16
 """A value of the MLP takes 32 KiB a token: 70 MB for the batch's 2,150 tokens, of which a forward holds three."""
 ROOM_BYTES = 40_000_000

@@ -28,6 +28,7 @@ from reward_client import (
 )
 from tests.reward_client import echo
 
+pytestmark = pytest.mark.server
 KINDS = [RewardClient, AsyncRewardClient]
 METHODS = ["fork", "spawn", "forkserver"]
 multiprocessing.get_context("forkserver").set_forkserver_preload(["tests.reward_client.echo"])
