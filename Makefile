@@ -21,8 +21,8 @@ serve: $(VENV)/.base  ## serve the models in models/ on 127.0.0.1:8000
 test: lint  ## check style and types, run the whole suite
 	$(BIN)/python -m pytest $(PARALLEL)
 
-quick: $(VENV)/.dev  ## run the tests that need no server and no trained model (under a minute)
-	$(BIN)/python -m pytest $(PARALLEL) -m 'not server and not trained'
+quick: $(VENV)/.dev  ## run the tests that need no server, no trained model and no sweep over models (about a minute)
+	$(BIN)/python -m pytest $(PARALLEL) -m 'not server and not trained and not sweep'
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check

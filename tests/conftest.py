@@ -79,13 +79,41 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+SWEEPS = frozenset(
+    TESTS / path
+    for path in (
+        "checkpoints/test_adapters.py",
+        "checkpoints/test_early.py",
+        "checkpoints/test_encoder_decoders.py",
+        "checkpoints/test_placement.py",
+        "checkpoints/test_prepacking.py",
+        "checkpoints/test_sharing.py",
+        "checkpoints/test_trunk_table.py",
+        "checkpoints/test_trunks.py",
+        "engine/test_cached_scores.py",
+        "engine/test_cached_traffic.py",
+        "engine/test_families.py",
+        "engine/test_first_layers.py",
+        "engine/test_mask_test.py",
+        "engine/test_paths.py",
+        "engine/test_scores.py",
+        "families/test_broken.py",
+        "families/test_scores.py",
+    )
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks what `make quick` leaves out: `server`, tests of a running server or process; `trained`, tests that train."""
+    """Marks what `make quick` leaves out: `server`, tests of a running server or process; `trained`, tests that train; `sweep`,
+    tests over many models or random batches.
+    """
     for item in items:
         module = getattr(item, "module", None)
         starts_processes = any(getattr(module, each.__name__, None) is each for each in (forked, running))
         if SERVER_FIXTURES & set(getattr(item, "fixturenames", ())) or starts_processes:
             item.add_marker("server")
+        if item.path in SWEEPS:
+            item.add_marker("sweep")
         if {"training", "recipe"} & set(item.path.relative_to(TESTS).parts):
             item.add_marker("trained")
 
