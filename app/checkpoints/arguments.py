@@ -8,8 +8,8 @@ from typing import Any
 
 from app.checkpoints.early import check_declarations
 from app.errors import ModelRefusedError, StartError
+from app.files.flags import seed
 from app.files.output import require_new_directory
-from app.flags import seed
 from app.settings import HUB_PREFIX
 
 

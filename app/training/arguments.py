@@ -5,7 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from app.flags import count, fraction, positive, positive_count, seed
+from app.files.flags import count, fraction, positive, positive_count, seed
 from app.training.options import FULL_LEARNING_RATE, LORA_LEARNING_RATE, MAX_BATCH_TOKENS, TrainOptions
 
 MOST_EPOCHS = 10_000
