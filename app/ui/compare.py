@@ -11,7 +11,7 @@ from app.rewards.ranking import margin_ranking_loss
 from app.rewards.types import Floats
 from app.ui import snippets
 from app.ui.client import Client
-from app.ui.form import Form
+from app.ui.form import Form, code_box
 from app.ui.parts import UIContext, show_errors
 from app.ui.plots import Axis, Chart, Dot, Line, Rule, path
 from app.ui.render import kind, number, render
@@ -132,7 +132,7 @@ def build(page: gr.Blocks, opened: gr.Tab, client: Client, context: UIContext) -
         with gr.Column(scale=7, min_width=320):
             error = gr.HTML(elem_id="compare-error")
             result = gr.HTML(render("empty.html", title="Comparing", text=EMPTY), elem_id="compare-result")
-    code = gr.HTML(elem_id="compare-code")
+    code = code_box("compare")
     compared = gr.State(value=False)
     inputs = {
         "prompt": prompt,

@@ -16,7 +16,7 @@ from app.training.pairs import PairLine, pairs_of
 from app.ui import snippets
 from app.ui.client import Client, RefusedError
 from app.ui.evaluation_view import report
-from app.ui.form import Form
+from app.ui.form import Form, code_box
 from app.ui.parts import UIContext, file_drop, show_errors
 from app.ui.words import Names
 
@@ -94,7 +94,7 @@ def build(page: gr.Blocks, opened: gr.Tab, client: Client, context: UIContext) -
         with gr.Column(scale=8, min_width=320):
             error = gr.HTML(elem_id="evaluate-error")
             result = gr.HTML(elem_id="evaluate-result")
-    code = gr.HTML(elem_id="evaluate-code")
+    code = code_box("evaluate")
     evaluated = gr.State(value=False)
     form = Form(page, context, "evaluate", {"pairs": pairs, "model": model, "scheme": scheme})
 

@@ -25,6 +25,12 @@ def url_of(request: gr.Request) -> str:
     return str(request.request.base_url).rstrip("/").removesuffix("/ui")
 
 
+def code_box(tab: str) -> gr.HTML:
+    """Where the tab's snippets are. The browser triggers its input event where they are not those of the current inputs."""
+    script = f"window.rewardPage.codeBox({json.dumps(tab)}, trigger)"
+    return gr.HTML(js_on_load=script, elem_id=f"{tab}-code")
+
+
 @dataclass(frozen=True, slots=True)
 class Form:
     """The inputs of one tab by name, in the order in which its handlers take them.
@@ -42,7 +48,7 @@ class Form:
         return list(self.inputs.values())
 
     def made_from(self, values: Sequence[Any]) -> dict[str, Any]:
-        """The inputs of a result; the browser compares them with the current ones."""
+        """The inputs of a result or of snippets; the browser compares them with the current ones."""
         return dict(zip(self.inputs, values, strict=True))
 
     def script(self, function: str) -> str:
@@ -51,30 +57,26 @@ class Form:
         return f"(...values) => window.rewardPage.{function}({arguments}, values)"
 
     def follow(self, code: gr.HTML, as_code: AsCode, also: Sequence[Dependency] = ()) -> Dependency:
-        """Restores the inputs from the page's link, and from then on follows every change of them.
+        """Restores the inputs from the page's link, and from then on follows every change of them. `code` is the `code_box`.
 
         `as_code(url, *values)` makes the snippets for the current inputs; it may raise a RequestError. `also` are events that
         change inputs whose own change event the browser does not send, because they are hidden. Returns the restoring event.
         """
 
         async def redraw(request: gr.Request, *values: Any) -> str:
-            return snippets_html(as_code, url_of(request), values)
+            try:
+                found, message = as_code(url_of(request), *values), ""
+            except RequestError as error:
+                found, message = [], error.message
+            return render("code.html", snippets=found, message=message, made_from=self.made_from(values))
 
         quiet = self.context.quiet
         names = self.components
         restored = self.page.load(None, names, names, js=self.script("restored"), **quiet)
         changes = [getattr(component, "change") for component in names]  # noqa: B009 - added to the classes at run time
         gr.on(changes, None, names, None, js=self.script("edited"), **quiet)
-        gr.on(changes, redraw, names, code, trigger_mode="always_last", **quiet)
+        code.input(redraw, names, code, trigger_mode="always_last", **quiet)
         for event in (restored, *also):
             event.then(None, names, None, js=self.script("edited"), **quiet)
-            event.then(redraw, names, code, **quiet)
         restored.then(None, None, None, js=self.script("opened"), **quiet)
         return restored
-
-
-def snippets_html(as_code: AsCode, url: str, values: Sequence[Any]) -> str:
-    try:
-        return render("code.html", snippets=as_code(url, *values), message="")
-    except RequestError as error:
-        return render("code.html", snippets=[], message=error.message)

@@ -102,7 +102,7 @@ def build(page: gr.Blocks, client: Client, context: UIContext) -> gr.Timer:
 
     def as_code(request: gr.Request) -> str:
         found = snippets.metrics(url_of(request), has_key=context.has_keys)
-        return render("code.html", snippets=found, message="")
+        return render("code.html", snippets=found, message="", made_from=None)
 
     page.load(as_code, None, code, **context.quiet)
     timer.tick(tick, history, [error, result, history], **context.quiet)

@@ -69,7 +69,7 @@ def build(client: Client, context: UIContext) -> gr.Blocks:
                 with gr.Tab(label, id=label, elem_id=f"{name}-tab", render_children=True) as opened:
                     tab.build(page, opened, client, context)
                 tabs.append(opened)
-            with gr.Tab(LIVE, id=LIVE) as shown:
+            with gr.Tab(LIVE, id=LIVE, elem_id="live-tab") as shown:
                 timer = live.build(page, client, context)
         # In the browser only: server responses that arrive out of order would leave the timer in the previous tab's state.
         shown.select(js=setting(active=True), outputs=timer, **context.quiet)

@@ -8,7 +8,7 @@ import gradio as gr
 
 from app.ui import batch, snippets
 from app.ui.client import Client
-from app.ui.form import Form
+from app.ui.form import Form, code_box
 from app.ui.parts import UIContext, file_drop, show_errors
 from app.ui.ppo_controls import build_knobs, options_from
 from app.ui.ppo_stages import MAX_STRIP_TOKENS, Result, heat, stages
@@ -95,7 +95,7 @@ def build(page: gr.Blocks, opened: gr.Tab, client: Client, context: UIContext) -
         with gr.Column(scale=10, min_width=320):
             error = gr.HTML(elem_id="ppo-error")
             result = gr.HTML(render("empty.html", title="Computing", text=EMPTY), elem_id="ppo-result")
-    code = gr.HTML(elem_id="ppo-code")
+    code = code_box("ppo")
     known = gr.State(value=None)
     shown = gr.State(value=None)
     form = Form(page, context, "ppo", {"batch": table, **knobs})

@@ -8,7 +8,7 @@ import gradio as gr
 from app.errors import InvalidInputError
 from app.ui import conversation, snippets
 from app.ui.client import Client
-from app.ui.form import Form
+from app.ui.form import Form, code_box
 from app.ui.parts import UIContext, show_errors
 from app.ui.ranking import Asked, score
 from app.ui.render import render
@@ -130,7 +130,7 @@ def build(page: gr.Blocks, _: gr.Tab, client: Client, context: UIContext) -> Non
         with gr.Column(scale=7, min_width=320):
             error = gr.HTML(elem_id="score-error")
             result = gr.HTML(render("empty.html", title="Scoring", text=EMPTY), elem_id="score-result")
-    code = gr.HTML(elem_id="score-code")
+    code = code_box("score")
     count = gr.Number(value=len(FIRST[1]), visible=False)
 
     inputs = {

@@ -2,6 +2,8 @@
 // The functions of window.rewardPage are called by the events that form.py declares; Gradio passes the inputs' values.
 window.rewardPage = (() => {
   const present = {}; // by tab, the values of its inputs by name
+  const redraws = {}; // by tab, the function that asks for the code of its inputs
+  const came = {}; // by tab, the inputs of the code that came last
   const MAX_LINK_CHARS = 1_000_000; // browsers cut or refuse longer addresses
   const update = (properties = {}) => ({ __type__: "update", ...properties });
 
@@ -10,18 +12,31 @@ window.rewardPage = (() => {
   const textOf = (cells) => cells.map((row) => row.map((cell) => String(cell ?? "")));
   const asText = (value) => JSON.stringify(Array.isArray(value) ? textOf(value) : (value ?? ""));
 
-  function check(tab) {
-    const answer = document.querySelector(`#${tab}-result [data-inputs]`);
-    if (!answer || !present[tab]) return;
+  function differs(tab, answer) {
     const made = JSON.parse(answer.dataset.inputs);
-    const differs = Object.entries(made).some(([name, value]) => asText(value) !== asText(present[tab][name]));
-    answer.classList.toggle("rw-stale", differs);
+    return Object.entries(made).some(([name, value]) => asText(value) !== asText(present[tab][name]));
+  }
+
+  function check(tab) {
+    if (!present[tab]) return;
+    const answer = document.querySelector(`#${tab}-result [data-inputs]`);
+    answer?.classList.toggle("rw-stale", differs(tab, answer));
+    const code = document.querySelector(`#${tab}-code [data-inputs]`);
+    if (!code || code.dataset.inputs === came[tab]) return;
+    came[tab] = code.dataset.inputs;
+    if (differs(tab, code)) redraws[tab](); // Gradio may deliver the code of earlier inputs last
   }
 
   function edited(tab, names, values) {
     present[tab] = byName(names, values);
     check(tab);
+    redraws[tab]?.();
     return [];
+  }
+
+  function codeBox(tab, trigger) {
+    redraws[tab] = () => trigger("input");
+    if (present[tab]) redraws[tab]();
   }
 
   // -- The link --------------------------------------------------------------------------------------------------------
@@ -183,5 +198,5 @@ window.rewardPage = (() => {
 
   new MutationObserver(() => Object.keys(present).forEach(check)).observe(document, { childList: true, subtree: true });
 
-  return { edited, restored, opened, shown, oneMore: counted(1), oneFewer: counted(-1), example, dropZone };
+  return { edited, codeBox, restored, opened, shown, oneMore: counted(1), oneFewer: counted(-1), example, dropZone };
 })();
