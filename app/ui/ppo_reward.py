@@ -149,21 +149,18 @@ def build(page: gr.Blocks, opened: gr.Tab, client: Client, context: UIContext) -
 
     outputs, asking = [error, result, known, shown], context.asking(result)
     changes = [knob.change for knob in knobs.values()]
-    drawing = [
-        go.click(run, form.components, outputs, **asking),
-        opened.select(first, [known, *form.components], outputs, **asking),
-        gr.on(changes, redraw, [known, *knobs.values()], outputs, trigger_mode="always_last", **context.quiet),
-    ]
-    loaded = [
+    go.click(run, form.components, outputs, **asking)
+    opened.select(first, [known, *form.components], outputs, **asking)
+    gr.on(changes, redraw, [known, *knobs.values()], outputs, trigger_mode="always_last", **context.quiet)
+    result.change(catch_up, [known, shown, *knobs.values()], outputs, trigger_mode="always_last", **context.quiet)
+    for loaded in (
         load.click(from_jsonl, jsonl, [table, error, result], **context.quiet),
         drop.upload(from_jsonl, drop, [table, error, result], **context.quiet),
-    ]
-    drawing += [event.success(run, form.components, outputs, **asking) for event in loaded]
+    ):
+        loaded.success(run, form.components, outputs, **asking)
     for name, button in buttons.items():
         filled = button.click(partial(from_example, name), outputs=[table, knobs["mode"]], **context.quiet)
-        drawing.append(filled.then(run, form.components, outputs, **asking))
-    for event in drawing:
-        event.then(catch_up, [known, shown, *knobs.values()], outputs, **context.quiet)
+        filled.then(run, form.components, outputs, **asking)
     form.follow(code, partial(as_code, context.has_keys))
 
 
