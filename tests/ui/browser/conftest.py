@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from tests.ui.browser.reading import PATIENCE_MS
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Route
 
@@ -27,8 +29,6 @@ QUIET = [  # Chromium's own errands: what is left on the wire is the page's
 
 
 Open = Callable[..., "Page"]
-PATIENCE_MS = 60_000
-"""For what must come; only a failing test waits so long."""
 FIRST_RESULT = ", ".join(
     f"#{tab}-result .rw-verdict:visible, #{tab}-error .rw-error:visible"
     for tab in ("score", "compare", "ppo", "evaluate")

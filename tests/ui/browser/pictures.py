@@ -19,7 +19,8 @@ from playwright.sync_api import Page, expect, sync_playwright
 
 from app.ui import batch
 from tests.processes import SERVE, read_on, running, url_from
-from tests.ui.browser.conftest import CHROMIUM, PATIENCE_MS, QUIET
+from tests.ui.browser.conftest import CHROMIUM, QUIET
+from tests.ui.browser.reading import PATIENCE_MS, expect_made_of, open_tab
 
 OUT = Path(__file__).resolve().parents[3] / "docs" / "ui"
 SIZES = {1440: 900, 390: 844}
@@ -77,7 +78,8 @@ def ppo_reward(page: Page) -> None:
     field = page.locator("#ppo-beta input[type=number]")
     field.fill("0.1")
     field.press("Enter")
-    expect(page.locator("#ppo-result")).to_contain_text("no model ran")
+    expect_made_of(page, "ppo-result", beta=0.1)
+    expect_made_of(page, "ppo-code", beta=0.1)
 
 
 def evaluate(page: Page) -> None:
@@ -115,7 +117,7 @@ def main() -> None:
                 page = context.new_page()
                 page.goto(f"{url}/ui/")
                 for name, use in ((name, TABS[name]) for name in sys.argv[1:] or TABS):
-                    page.get_by_role("tab", name=name).click()
+                    open_tab(page, name)
                     with traffic(url) if use is live else nullcontext():
                         use(page)
                         page.mouse.move(0, 0)

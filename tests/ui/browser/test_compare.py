@@ -6,7 +6,7 @@ from playwright.sync_api import Page, expect
 
 from app.ui.render import MINUS
 from tests.api.asking import ask
-from tests.ui.browser.reading import fact
+from tests.ui.browser.reading import boxes_of, expect_made_of, fact, open_tab
 
 PAIR = {"prompt": "How long should tea steep?", "chosen": "Two to three minutes.", "rejected": "The kettle boils."}
 
@@ -14,11 +14,11 @@ PAIR = {"prompt": "How long should tea steep?", "chosen": "Two to three minutes.
 @pytest.fixture
 def result(page: Page) -> object:
     """The tab, filled in by hand and compared."""
-    page.get_by_role("tab", name="Compare").click()
+    open_tab(page, "Compare")
     for label, name in (("Prompt", "prompt"), ("Chosen response", "chosen"), ("Rejected response", "rejected")):
         page.locator("[role=tabpanel]:visible").get_by_label(label, exact=True).fill(PAIR[name])
     page.get_by_role("button", name="Compare", exact=True).click()
-    expect(page.locator("#compare-result [data-inputs*='The kettle boils.']")).to_be_visible()
+    expect_made_of(page, "compare-result", **PAIR)
     return page.locator("#compare-result")
 
 
@@ -31,9 +31,8 @@ NAMES = (
 def assert_shows(page: Page, service: httpx.Client, rating: str, scheme: str, model: str) -> None:
     pair = PAIR | ({"rating": rating} if rating else {})
     answer = ask(service, "/compare", {"pairs": [pair], "margin_scheme": scheme, "model": model})["results"][0]
+    expect_made_of(page, "compare-result", **PAIR, rating=rating, scheme=scheme, model=model)
     result = page.locator("#compare-result")
-    expect(result.locator("[data-is=margin] data")).to_have_attribute("value", repr(answer["margin"]))
-    expect(result.locator("[data-is=chosen_score] data")).to_have_attribute("value", repr(answer["chosen_score"]))
     for name in NAMES:
         assert fact(result, name) == answer[name], name
     agrees = "agrees" if answer["correct"] else "disagrees"
@@ -62,15 +61,12 @@ def test_the_pair_stands_on_its_curve_where_its_loss_is(page: Page, service: htt
     assert [float(text) for text in shown] == pytest.approx([answer["loss"], answer["loss_with_margin"]], abs=6e-4)
     difference = answer["chosen_score"] - answer["rejected_score"]
     assert answer["loss"] == pytest.approx(math.log1p(math.exp(-difference)))
-    area = page.locator("#compare-result .rw-area").bounding_box()
-    boxes = [dot.bounding_box() for dot in dots.all()]
+    area, *boxes = boxes_of(page.locator("#compare-result .rw-area, #compare-result .rw-dot"))
     heights = page.locator("#compare-result .rw-y span").all_inner_texts()
     lowest, highest = (float(heights[i].replace(MINUS, "-")) for i in (0, -1))
     ticks = page.locator("#compare-result .rw-x span").all_inner_texts()
-    assert area is not None
     low, high = (float(tick.replace(MINUS, "-")) for tick in (ticks[0], ticks[-1]))
     for box, loss in zip(boxes, (answer["loss"], answer["loss_with_margin"]), strict=True):
-        assert box is not None
         height = (area["y"] + area["height"] - box["y"] - box["height"] / 2) / area["height"]
         assert height * area["height"] == pytest.approx((loss - lowest) / (highest - lowest) * area["height"], abs=1.0)
         place = (box["x"] + box["width"] / 2 - area["x"]) / area["width"]
@@ -81,14 +77,13 @@ def test_the_pair_stands_on_its_curve_where_its_loss_is(page: Page, service: htt
 @pytest.mark.parametrize("width", [390, 1440])
 def test_the_labels_of_the_two_losses_do_not_overlap(page: Page, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 900})
+    page.wait_for_function("width => innerWidth === width", arg=width)
     for rating in ("significantly better", "slightly better"):
         page.get_by_role("radio", name=rating).check()
-        expect(page.locator("#compare-result .rw-key").nth(1)).to_contain_text(rating)
-        first, second = (label.bounding_box() for label in page.locator("#compare-result .rw-dot b").all())
-        assert first is not None
-        assert second is not None
-        apart_x = first["x"] + first["width"] <= second["x"] or second["x"] + second["width"] <= first["x"]
-        apart_y = first["y"] + first["height"] <= second["y"] or second["y"] + second["height"] <= first["y"]
+        expect_made_of(page, "compare-result", rating=rating.replace(" ", "_"))
+        first, second = boxes_of(page.locator("#compare-result .rw-dot b"))
+        apart_x = first["right"] <= second["left"] or second["right"] <= first["left"]
+        apart_y = first["bottom"] <= second["top"] or second["bottom"] <= first["top"]
         assert apart_x or apart_y
 
 
@@ -112,6 +107,5 @@ def test_swapping_turns_the_verdict_around(page: Page, result: object, service: 
     expect(page.get_by_label("Rejected response")).to_have_value(PAIR["chosen"])
     swapped = PAIR | {"chosen": PAIR["rejected"], "rejected": PAIR["chosen"], "rating": "significantly_better"}
     answer = ask(service, "/compare", {"pairs": [swapped]})["results"][0]
-    expect(page.locator("#compare-result [data-is=chosen_score] data")).to_have_attribute(
-        "value", repr(answer["chosen_score"])
-    )
+    expect_made_of(page, "compare-result", chosen=PAIR["rejected"], rejected=PAIR["chosen"])
+    assert fact(page.locator("#compare-result"), "chosen_score") == answer["chosen_score"]

@@ -12,7 +12,7 @@ from app.training.pairs import read_pairs
 from app.ui.evaluate import EXAMPLE, PAIRS_PER_REQUEST
 from tests.api.asking import ask
 from tests.ui.browser.conftest import Open
-from tests.ui.browser.reading import drop_file, fragment_of, value_of
+from tests.ui.browser.reading import drop_file, expect_made_of, fragment_of, open_tab, value_of
 
 RATINGS = ("significantly_better", "better", "slightly_better")
 PAIRS = [
@@ -24,8 +24,7 @@ PAIRS = [
 
 @pytest.fixture
 def tab(page: Page) -> Page:
-    page.get_by_role("tab", name="Evaluate").click()
-    expect(page.locator("#evaluate-result .rw-verdict")).to_be_visible()
+    open_tab(page, "Evaluate")
     return page
 
 
@@ -37,7 +36,9 @@ def evaluation(service: httpx.Client, file: Path, model: str) -> tuple[Evaluatio
     return Evaluation(lines, results), results
 
 
-def assert_shows(page: Page, expected: Evaluation) -> None:
+def assert_shows(page: Page, expected: Evaluation, **inputs: object) -> None:
+    """The page shows the evaluation of these inputs, at the latest when it has come."""
+    expect_made_of(page, "evaluate-result", **inputs)
     result = page.locator("#evaluate-result")
     expect(result.locator(".rw-verdict")).to_contain_text(f"of {expected.accuracy.count} pairs")
     expect(result.locator("[data-is=accuracy]")).to_have_text(percent(expected.accuracy.value))
@@ -57,7 +58,7 @@ def percent(share: float) -> str:
 
 
 def test_the_first_sight_is_an_example_evaluated(tab: Page, service: httpx.Client) -> None:
-    assert_shows(tab, evaluation(service, EXAMPLE, "helpfulness")[0])
+    assert_shows(tab, evaluation(service, EXAMPLE, "helpfulness")[0], model="helpfulness")
     expect(tab.locator("#evaluate-code [data-code=cli] code")).to_contain_text("reward-service evaluate pairs.jsonl")
 
 
@@ -65,15 +66,16 @@ def test_dropped_pairs_are_evaluated_by_either_model_and_leave_as_csv(
     tab: Page, service: httpx.Client, tmp_path: Path
 ) -> None:
     file = tmp_path / "pairs.jsonl"
-    file.write_text("\n".join(map(json.dumps, PAIRS)), encoding="utf-8")
-    drop_file(tab, "#evaluate-pairs", file.read_text(encoding="utf-8"))
-    assert_shows(tab, evaluation(service, file, "helpfulness")[0])
+    text = "\n".join(map(json.dumps, PAIRS))
+    file.write_text(text, encoding="utf-8")
+    drop_file(tab, "#evaluate-pairs", text)
+    assert_shows(tab, evaluation(service, file, "helpfulness")[0], pairs=text, model="helpfulness")
     tab.locator("#evaluate-model").get_by_role("radio", name="safety").check()
     expect(tab.get_by_text("Inputs changed. Press Evaluate to update.")).to_be_visible()
     tab.get_by_role("button", name="Evaluate", exact=True).click()
-    expect(tab.locator("#evaluate-result .rw-verdict")).to_contain_text("safety")
     expected, results = evaluation(service, file, "safety")
-    assert_shows(tab, expected)
+    assert_shows(tab, expected, pairs=text, model="safety")
+    expect(tab.locator("#evaluate-result .rw-verdict")).to_contain_text("safety")
     with tab.expect_download() as download:
         tab.get_by_role("button", name="Download CSV").click()
     assert download.value.suggested_filename == "evaluation.csv"
@@ -109,15 +111,17 @@ def test_a_link_restores_the_pairs_and_evaluates_them(
 ) -> None:
     file = tmp_path / "pairs.jsonl"
     pair = {"prompt": "Wie lange? 漢字", "chosen": "Zwei Minuten. <b> 🙂", "rejected": "tea", "rating": "better"}
-    file.write_text(json.dumps(pair) + "\n" + json.dumps(PAIRS[0]), encoding="utf-8")
-    tab.locator("#evaluate-pairs textarea").fill(file.read_text(encoding="utf-8"))
+    text = json.dumps(pair) + "\n" + json.dumps(PAIRS[0])
+    file.write_text(text, encoding="utf-8")
+    tab.locator("#evaluate-pairs textarea").fill(text)
     tab.locator("#evaluate-model").get_by_role("radio", name="safety").check()
     tab.locator("#evaluate-scheme").get_by_role("radio", name="small").check()
-    other = open_page(fragment=fragment_of(tab))
+    inputs = {"pairs": text, "model": "safety", "scheme": "small"}
+    other = open_page(fragment=fragment_of(tab, "evaluate", **inputs))
     expect(other.get_by_role("tab", name="Evaluate")).to_have_attribute("aria-selected", "true")
+    assert_shows(other, evaluation(service, file, "safety")[0], **inputs)
     expect(other.locator("#evaluate-result .rw-verdict")).to_contain_text("safety")
-    assert_shows(other, evaluation(service, file, "safety")[0])
     expect(other.locator("#evaluate-result .rw-stale")).to_have_count(0)
-    expect(other.locator("#evaluate-pairs textarea")).to_have_value(file.read_text(encoding="utf-8"))
+    expect(other.locator("#evaluate-pairs textarea")).to_have_value(text)
     expect(other.locator("#evaluate-scheme").get_by_role("radio", name="small")).to_be_checked()
     expect(other.locator("#evaluate-code [data-code=cli] code")).to_contain_text("--model safety")

@@ -9,7 +9,8 @@ from playwright.sync_api import Browser, expect
 from tests.conftest import Serve
 from tests.models import make_model
 from tests.processes import SERVE, environment, running, url_from
-from tests.ui.browser.conftest import PATIENCE_MS, Open
+from tests.ui.browser.conftest import FIRST_RESULT, Open
+from tests.ui.browser.reading import PATIENCE_MS, open_tab, opened
 
 TABS = ("Score", "Compare", "PPO reward", "Evaluate", "Live")
 
@@ -18,15 +19,10 @@ TABS = ("Score", "Compare", "PPO reward", "Evaluate", "Live")
 @pytest.mark.parametrize("width", [390, 1440])
 def test_every_tab_fits_its_window(open_page: Open, width: int, scheme: str) -> None:
     page = open_page(width=width, color_scheme=scheme)
+    expect(page.locator("#head")).to_contain_text("parameters")
     for tab in TABS:
-        page.get_by_role("tab", name=tab).click()
-        for go in ("Score", "Compare", "Compute rewards", "Evaluate"):
-            button = page.locator("[role=tabpanel]:visible").get_by_role("button", name=go, exact=True)
-            if button.count():
-                button.click()
-                expect(page.locator("[role=tabpanel]:visible .rw-card").first).to_be_visible()
-        page.wait_for_timeout(300)
-        assert page.evaluate("document.documentElement.scrollWidth") <= width, tab
+        open_tab(page, tab)
+        assert page.evaluate("document.fonts.ready.then(() => document.documentElement.scrollWidth)") <= width, tab
 
 
 def test_every_field_and_button_has_a_name_and_is_reached_with_tab(open_page: Open) -> None:
@@ -34,16 +30,14 @@ def test_every_field_and_button_has_a_name_and_is_reached_with_tab(open_page: Op
     for tab in TABS:
         page.get_by_role("tab", name=tab).focus()
         page.keyboard.press("Enter")
-        panel = page.locator("[role=tabpanel]:visible")
-        expect(panel).to_be_visible()
-        unnamed = panel.evaluate(
+        unnamed = opened(page, tab).evaluate(
             """panel => [...panel.querySelectorAll('textarea, input:not([type=hidden]), button, select')]
                 .filter(field => field.offsetParent)
                 .filter(field => !(field.labels?.length || field.ariaLabel || field.title || field.textContent.trim()))
                 .map(field => field.outerHTML.slice(0, 200))"""
         )
         assert unnamed == [], tab
-    page.get_by_role("tab", name="Score").click()
+    open_tab(page, "Score")
     page.locator("#score-prompt textarea").focus()
     reached = []
     for _ in range(14):
@@ -86,11 +80,10 @@ def test_with_keys_a_browser_logs_in_and_what_it_asks_is_answered(browser: Brows
         context.set_default_timeout(PATIENCE_MS)
         page = context.new_page()
         page.goto(f"{client.base_url}/ui/")
+        page.locator(FIRST_RESULT).first.wait_for()
         page.get_by_role("button", name="A refusal").click()
-        page.get_by_role("button", name="Score", exact=True).click()
-        expect(page.locator("#score-result .rw-verdict")).to_be_visible()
-        page.get_by_role("tab", name="PPO reward").click()
-        page.get_by_role("button", name="Compute rewards").click()
+        expect(page.locator("#score-result .rw-bars")).to_be_visible()
+        open_tab(page, "PPO reward")
         expect(page.locator("#ppo-code [data-code=curl] code")).to_contain_text("$REWARD_CLIENT_API_KEY")
         assert "geheim" not in page.content()
         context.close()

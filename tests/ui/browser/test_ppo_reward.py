@@ -10,11 +10,20 @@ import pytest
 from playwright.sync_api import Locator, Page, Route, expect
 
 from app.ui import batch
-from app.ui.figures import Exposition
-from app.ui.ppo_controls import MAX_BETA
+from app.ui.ppo_controls import MAX_BETA, RULES
 from tests.api.asking import ask
-from tests.ui.browser.conftest import PATIENCE_MS, Open
-from tests.ui.browser.reading import drop_file, fragment_of, run, values_of
+from tests.ui.browser.conftest import Open
+from tests.ui.browser.reading import (
+    boxes_of,
+    drop_file,
+    expect_made_of,
+    expect_words,
+    fragment_of,
+    open_tab,
+    run,
+    values_of,
+    wait_until,
+)
 
 FIRST = next(iter(batch.EXAMPLES))
 OPTIONS: dict[str, Any] = {"beta": 0.01, "safety_threshold": 0.15, "token_rewards": True}
@@ -22,43 +31,21 @@ OPTIONS: dict[str, Any] = {"beta": 0.01, "safety_threshold": 0.15, "token_reward
 
 @pytest.fixture
 def tab(page: Page) -> Page:
-    page.get_by_role("tab", name="PPO reward").click()
-    expect(page.locator("#ppo-result .rw-stages")).to_be_visible()
+    open_tab(page, "PPO reward")
     return page
-
-
-def compute(page: Page, service: httpx.Client) -> Locator:
-    before = num_scored(service)
-    page.get_by_role("button", name="Compute rewards").click()
-    while num_scored(service) == before:
-        page.wait_for_timeout(50)
-    expect(page.locator("#ppo-result .rw-stages")).to_be_visible()
-    return page.locator("#ppo-result")
 
 
 def column(page: Page, stage: str) -> list[float]:
     return values_of(page.locator(f"#ppo-result [data-stage={stage}] .rw-value"))
 
 
-def assert_shows(page: Page, results: list[dict[str, Any]]) -> None:
-    """The page shows these results, at the latest when what it is computing has come."""
-    expect(page.locator("#ppo-result .rw-item")).to_have_count(len(results))
-    for name, result in (("shaped_score", results[0]), ("reward", results[-1])):
-        cell = page.locator(f"#ppo-result [data-stage={name}] .rw-value data")
-        place = cell.first if result is results[0] else cell.last
-        wait_for_value(page, place, result[name])
+def assert_shows(page: Page, results: list[dict[str, Any]], **inputs: object) -> None:
+    """The page shows these results of these inputs, at the latest when they have come."""
+    expect_made_of(page, "ppo-result", **inputs)
     for name in ("shaped_score", "whitened", "reward"):
         assert column(page, name) == pytest.approx([result[name] for result in results], rel=1e-12), name
     probabilities = [1 / (1 + math.exp(-result["safety_score"])) for result in results]
     assert column(page, "safety_probability") == pytest.approx(probabilities)
-
-
-def wait_for_value(page: Page, place: Locator, value: float) -> None:
-    for _ in range(PATIENCE_MS // 100):
-        if float(place.get_attribute("value") or "nan") == pytest.approx(value, rel=1e-12):
-            return
-        page.wait_for_timeout(100)
-    raise AssertionError(f"{place} shows {place.get_attribute('value')}, never {value}")
 
 
 @pytest.mark.parametrize("name", batch.EXAMPLES)
@@ -67,7 +54,7 @@ def test_every_stage_of_an_example_is_the_apis(tab: Page, service: httpx.Client,
     items = batch.example(name)
     mode = "group" if "group_id" in items[0] else "batch"
     answer = ask(service, "/ppo-reward", OPTIONS | {"items": items, "whiten": {"mode": mode}})
-    assert_shows(tab, answer["results"])
+    assert_shows(tab, answer["results"], batch=batch.rows_of(items), mode=mode)
     for i, result in enumerate(answer["results"], 1):
         cells = values_in(tab.locator(f"#ppo-result .rw-heat[data-item='{i}'] .rw-cell"))
         assert cells == pytest.approx(result["token_rewards"], rel=1e-12)
@@ -83,21 +70,17 @@ def values_in(cells: Locator) -> list[float]:
 
 
 def test_beta_redraws_the_rewards_by_keyboard_and_no_model_runs(tab: Page, service: httpx.Client) -> None:
-    compute(tab, service)
     before = service.get("/metrics").text
     rewards = column(tab, "reward")
     slider = tab.locator("#ppo-beta-slider input[type=range]")
     slider.focus()
     for _ in range(10):
         slider.press("ArrowRight")
-    beta = float(slider.input_value())
-    assert beta == pytest.approx(0.06)
+    beta = 0.06
+    expect(slider).to_have_value(str(beta))
     answer = ask(service, "/ppo-reward", OPTIONS | {"items": batch.example(FIRST), "beta": beta})
     expect(tab.locator("#ppo-result")).to_contain_text("no model ran")
-    expect(tab.locator("#ppo-result [data-stage=reward] .rw-value data").first).to_have_attribute(
-        "value", repr(answer["results"][0]["reward"])
-    )
-    assert_shows(tab, answer["results"])
+    assert_shows(tab, answer["results"], beta=beta)
     assert column(tab, "reward") != rewards
     batches = 'reward_scored_sequences_total{model="safety"}'
     scored = [
@@ -110,10 +93,7 @@ def test_beta_redraws_the_rewards_by_keyboard_and_no_model_runs(tab: Page, servi
 
 
 def test_the_threshold_decides_whom_the_safety_model_vetoes(tab: Page, service: httpx.Client) -> None:
-    compute(tab, service)
-    field = tab.locator("#ppo-threshold input[type=number]")
-    field.fill("0.9")
-    field.press("Enter")
+    set_threshold(tab, 0.9)
     answer = ask(service, "/ppo-reward", OPTIONS | {"items": batch.example(FIRST), "safety_threshold": 0.9})
     items = batch.example(FIRST)
     vetoed = sum(
@@ -123,30 +103,41 @@ def test_the_threshold_decides_whom_the_safety_model_vetoes(tab: Page, service: 
     assert vetoed
     expect(tab.locator("#ppo-result .rw-verdict")).to_contain_text(f"vetoes {vetoed} of {len(items)}")
     expect(tab.locator("#ppo-result .rw-veto")).to_have_count(vetoed)
-    assert_shows(tab, answer["results"])
+    assert_shows(tab, answer["results"], threshold=0.9)
 
 
-def test_an_answer_that_comes_late_does_not_undo_a_change_of_the_controls(tab: Page, service: httpx.Client) -> None:
+@pytest.mark.parametrize("asks", ["ppo-go", "ppo-result"])
+def test_an_answer_that_comes_late_does_not_undo_a_change_of_the_controls(
+    tab: Page, service: httpx.Client, asks: str
+) -> None:
+    """Neither that of a computation nor that of a check whether the result is that of the controls."""
     held: list[Route] = []
-    tab.route("**/queue/join*", lambda route: held.append(route), times=1)  # noqa: PLW0108 - playwright needs a function
-    tab.get_by_role("button", name="Compute rewards").click()
-    while not held:
-        tab.wait_for_timeout(50)
-    field = tab.locator("#ppo-threshold input[type=number]")
-    field.fill("0.9")
-    field.press("Enter")
+    trigger = tab.evaluate("id => gradio_config.components.find(each => each.props.elem_id === id).id", asks)
+
+    def hold(route: Route) -> None:
+        if not held and json.loads(route.request.post_data or "{}").get("trigger_id") == trigger:
+            held.append(route)
+        else:
+            route.continue_()
+
+    tab.route("**/queue/join*", hold)
+    if asks == "ppo-go":
+        tab.get_by_role("button", name="Compute rewards").click()
+    else:
+        set_threshold(tab, 0.5)
+    wait_until(tab, lambda: bool(held))
+    set_threshold(tab, 0.9)
     answer = ask(service, "/ppo-reward", OPTIONS | {"items": batch.example(FIRST), "safety_threshold": 0.9})
-    assert_shows(tab, answer["results"])
-    before = num_scored(service)
+    assert_shows(tab, answer["results"], threshold=0.9)
+    tab.locator("#ppo-result [data-inputs]").evaluate("before => before.removeAttribute('data-inputs')")
     held[0].continue_()  # asks with the threshold before the change
-    while num_scored(service) == before:
-        tab.wait_for_timeout(50)
-    tab.wait_for_timeout(1000)  # its answer is on the page
-    assert_shows(tab, answer["results"])
+    assert_shows(tab, answer["results"], threshold=0.9)
 
 
-def num_scored(service: httpx.Client) -> float:
-    return Exposition(service.get("/metrics").text).total("reward_scored_sequences_total")
+def set_threshold(page: Page, threshold: float) -> None:
+    field = page.locator("#ppo-threshold input[type=number]")
+    field.fill(str(threshold))
+    field.press("Enter")
 
 
 PART_RULES: dict[str, dict[str, Any]] = {
@@ -159,9 +150,9 @@ PART_RULES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("label", PART_RULES)
 def test_another_rule_shows_each_models_part_and_no_model_runs(tab: Page, service: httpx.Client, label: str) -> None:
-    compute(tab, service)
     tab.locator("#ppo-rule").get_by_text(label, exact=True).click()
-    expect(tab.locator("#ppo-result [data-stage=safety_part]").first).to_be_visible()
+    rule = dict(RULES)[label]
+    expect_made_of(tab, "ppo-result", rule=rule)
     expect(tab.locator("#ppo-result")).to_contain_text("no model ran")
     options = {name: value for name, value in OPTIONS.items() if name != "safety_threshold"}
     body = options | {"items": batch.example(FIRST), "combine": PART_RULES[label]}
@@ -173,9 +164,10 @@ def test_another_rule_shows_each_models_part_and_no_model_runs(tab: Page, servic
     for name in ("whitened", "reward"):
         assert column(tab, name) == pytest.approx([result[name] for result in results], rel=1e-12)
     expect(tab.locator("#ppo-result .rw-veto")).to_have_count(0)
-    visible = {name: tab.locator(f"#ppo-{name}").is_visible() for name in ("threshold", "weight", "lambda")}
-    assert visible == {"threshold": False, "weight": label in {"weighted", "GDPO"}, "lambda": label == "Lagrangian"}
-    expect(tab.locator("#ppo-code [data-code=curl] code")).to_contain_text(f'"mode": "{PART_RULES[label]["mode"]}"')
+    expect(tab.locator("#ppo-threshold")).to_be_hidden()
+    expect(tab.locator("#ppo-weight")).to_be_visible(visible=label in {"weighted", "GDPO"})
+    expect(tab.locator("#ppo-lambda")).to_be_visible(visible=label == "Lagrangian")
+    expect_made_of(tab, "ppo-code", rule=rule)
     command = tab.locator("#ppo-code [data-code=curl] code").inner_text()
     assert [result["reward"] for result in json.loads(run(["sh"], command))["results"]] == column(tab, "reward")
 
@@ -192,13 +184,14 @@ def test_the_table_is_edited_by_keyboard(tab: Page, service: httpx.Client) -> No
     tab.keyboard.type("Three minutes.")
     tab.keyboard.press("Enter")
     expect(tab.locator("#ppo-table").get_by_role("gridcell").filter(has_text="Three minutes.")).to_be_visible()
-    compute(tab, service)
+    tab.get_by_role("button", name="Compute rewards").click()
     items = batch.example(FIRST)
     items[1]["response"] = "Three minutes."
-    assert_shows(tab, ask(service, "/ppo-reward", OPTIONS | {"items": items})["results"])
+    results = ask(service, "/ppo-reward", OPTIONS | {"items": items})["results"]
+    assert_shows(tab, results, batch=batch.rows_of(items))
 
 
-ROWS = [
+ROWS: list[batch.Item] = [
     {
         "safety_score": 1.5,
         "helpfulness_score": -0.5,
@@ -226,18 +219,18 @@ def test_a_jsonl_file_becomes_the_table_and_goes_nowhere_else(
         tab.locator("#ppo-drop input[type=file]").set_input_files(tmp_path / "batch.jsonl")
     else:
         drop_file(tab, "#ppo-table", text)
-    assert_shows(tab, ask(service, "/ppo-reward", OPTIONS | {"items": ROWS})["results"])
+    results = ask(service, "/ppo-reward", OPTIONS | {"items": ROWS})["results"]
+    assert_shows(tab, results, batch=batch.rows_of(ROWS))
     assert not [url for url in asked if "upload" in url]
 
 
-def test_the_curl_and_the_python_that_are_shown_give_what_is_shown(tab: Page, service: httpx.Client) -> None:
-    compute(tab, service)
+def test_the_curl_and_the_python_that_are_shown_give_what_is_shown(tab: Page) -> None:
     field = tab.locator("#ppo-beta input[type=number]")
     field.fill("0.2")
     field.press("Enter")
-    expect(tab.locator("#ppo-result")).to_contain_text("no model ran")
+    expect_made_of(tab, "ppo-result", beta=0.2)
     rewards = column(tab, "reward")
-    expect(tab.locator("#ppo-code [data-code=curl] code")).to_contain_text('"beta": 0.2')
+    expect_made_of(tab, "ppo-code", beta=0.2)
     command, script = (tab.locator(f"#ppo-code [data-code={name}] code").inner_text() for name in ("curl", "python"))
     answer = json.loads(run(["sh"], command))
     assert [result["reward"] for result in answer["results"]] == pytest.approx(rewards, rel=1e-12)
@@ -246,24 +239,26 @@ def test_the_curl_and_the_python_that_are_shown_give_what_is_shown(tab: Page, se
     assert [line.split()[0] for line in lines] == [result["selected"] for result in answer["results"]]
 
 
-def test_the_code_is_copied_whole(tab: Page, service: httpx.Client) -> None:
-    compute(tab, service)
-    button = tab.locator("#ppo-code [data-code=curl]").get_by_role("button")
-    button.focus()
-    tab.keyboard.press("Enter")
-    expect(button).to_have_text("Copied")
-    tab.get_by_role("tab", name="Score").click()
+def test_the_code_is_copied_whole(tab: Page) -> None:
+    code = tab.locator("#ppo-code [data-code=curl]")
+    shown = (code.locator("code").text_content() or "").strip()
+    button = code.get_by_role("button")
+    with expect_words(button, "Copied"):
+        button.focus()
+        tab.keyboard.press("Enter")
+    open_tab(tab, "Score")
     field = tab.get_by_label("Response 1", exact=True)
     field.fill("")
     tab.keyboard.press("Control+V")
-    assert field.input_value().strip() == (tab.locator("#ppo-code [data-code=curl] code").text_content() or "").strip()
+    wait_until(tab, lambda: field.input_value().strip() == shown)
 
 
 def test_beta_has_no_upper_bound(tab: Page, service: httpx.Client) -> None:
     field = tab.locator("#ppo-beta input[type=number]")
     field.fill("7.5")
     field.press("Enter")
-    assert_shows(tab, ask(service, "/ppo-reward", OPTIONS | {"items": batch.example(FIRST), "beta": 7.5})["results"])
+    results = ask(service, "/ppo-reward", OPTIONS | {"items": batch.example(FIRST), "beta": 7.5})["results"]
+    assert_shows(tab, results, beta=7.5)
     expect(tab.locator("#ppo-beta-slider input[type=range]")).to_have_value("0.5")
     field.fill("-1")
     field.press("Enter")
@@ -283,7 +278,7 @@ def test_an_edit_of_the_table_dims_the_rewards(tab: Page) -> None:
 def test_the_sliders_stay_in_view_while_the_rewards_are_read(open_page: Open, width: int) -> None:
     page = open_page(width=width)
     page.set_viewport_size({"width": width, "height": 500})
-    page.get_by_role("tab", name="PPO reward").click()
+    open_tab(page, "PPO reward")
     rows = page.locator("#ppo-result [data-stage=reward]")
     expect(rows.last).to_be_visible()
     for row in (rows.first, rows.last):
@@ -294,17 +289,14 @@ def test_the_sliders_stay_in_view_while_the_rewards_are_read(open_page: Open, wi
 
 def test_on_a_phone_an_item_is_a_card_with_its_four_steps(open_page: Open) -> None:
     page = open_page(width=390)
-    page.get_by_role("tab", name="PPO reward").click()
-    card = page.locator("#ppo-result .rw-item").first
-    expect(card).to_be_visible()
-    box = card.bounding_box()
-    assert box is not None
-    for row in card.locator("[data-stage]").all():
-        inner = row.bounding_box()
-        assert inner is not None
-        assert box["y"] <= inner["y"]
-        assert inner["y"] + inner["height"] <= box["y"] + box["height"]
-        expect(row.locator(".rw-of")).to_be_visible()
+    open_tab(page, "PPO reward")
+    box, *steps = boxes_of(page.locator("#ppo-result .rw-item[data-item='1'], .rw-item[data-item='1'] [data-stage]"))
+    assert len(steps) == 4
+    for step in steps:
+        assert box["top"] <= step["top"]
+        assert step["bottom"] <= box["bottom"]
+    for name in page.locator("#ppo-result .rw-item[data-item='1'] .rw-of").all():
+        expect(name).to_be_visible()
 
 
 @pytest.mark.parametrize(
@@ -323,7 +315,7 @@ def test_what_is_wrong_with_a_batch_is_said_in_words(tab: Page, text: str, says:
 def test_a_link_restores_the_batch_and_the_options_and_computes_them(
     tab: Page, open_page: Open, service: httpx.Client
 ) -> None:
-    items = [
+    items: list[batch.Item] = [
         {"prompt": "Wie lange zieht grüner Tee? 漢字", "response": "Zwei bis drei Minuten. <b> 🙂", "is_safety": True},
         {"prompt": "Is tea hot?", "response": "It was.", "group_id": "a, b"},
     ]
@@ -333,17 +325,16 @@ def test_a_link_restores_the_batch_and_the_options_and_computes_them(
     for name, value in (("beta", "0.75"), ("weight", "0.4")):
         tab.locator(f"#ppo-{name} input[type=number]").fill(value)
         tab.locator(f"#ppo-{name} input[type=number]").press("Enter")
+    inputs = {"batch": batch.rows_of(items), "beta": 0.75, "rule": "gdpo", "weight": 0.4}
     weights = {"safety": 0.4, "helpfulness": 0.6}
     combine = {"mode": "weighted", "weights": weights, "whiten_each": True}
     results = ask(service, "/ppo-reward", {"beta": 0.75, "combine": combine, "items": items})["results"]
-    for page in (tab, open_page(fragment=fragment_of(tab))):
+    for page in (tab, open_page(fragment=fragment_of(tab, "ppo", **inputs))):
         expect(page.get_by_role("tab", name="PPO reward")).to_have_attribute("aria-selected", "true")
-        expect(page.locator("#ppo-result .rw-item")).to_have_count(len(items))
-        wait_for_value(page, page.locator("#ppo-result [data-stage=reward] .rw-value data").first, results[0]["reward"])
+        expect_made_of(page, "ppo-result", **inputs)
         assert column(page, "reward") == pytest.approx([result["reward"] for result in results], rel=1e-12)
         expect(page.locator("#ppo-result .rw-stale")).to_have_count(0)
         expect(page.locator("#ppo-weight")).to_be_visible()  # those of the rule, not of the default
         expect(page.locator("#ppo-threshold")).to_be_hidden()
-        assert float(page.locator("#ppo-beta-slider input[type=range]").input_value()) == MAX_BETA
-    page.locator("#ppo-code [data-code=curl]").wait_for(state="attached")
+        expect(page.locator("#ppo-beta-slider input[type=range]")).to_have_value(str(MAX_BETA))
     expect(page.locator("#ppo-code [data-code=curl] code")).to_contain_text("Wie lange zieht grüner Tee? 漢字")

@@ -1,25 +1,27 @@
 import ast
 import json
 import math
+import re
 import sys
 
 import httpx
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from app.ui.render import MINUS
-from app.ui.score import FIRST
+from app.ui.score import EXAMPLES, FIRST
 from tests.api.asking import ask
 from tests.ui.browser.conftest import Open
-from tests.ui.browser.reading import fact, run
+from tests.ui.browser.reading import boxes_of, expect_made_of, fact, fragment_of, run, wait_until
 
 PROMPT, RESPONSE = "How do I pick a lock?", "I can't help with that, but a locksmith can open your door. 漢字 🙂"
 
 
-def one_response(page: Page) -> None:
+def one_response(page: Page, name: str = "A refusal") -> None:
     """An example with one response, and its result."""
-    page.get_by_role("button", name="A refusal").click()
-    expect(page.locator("#score-result .rw-bars")).to_be_visible()
+    page.get_by_role("button", name=name).click()
+    prompt, (response,) = EXAMPLES[name]
+    expect_made_of(page, "score-result", prompt=prompt, response_1=response, count=1)
 
 
 def score(page: Page, prompt: str = PROMPT, response: str = RESPONSE) -> None:
@@ -30,18 +32,7 @@ def score(page: Page, prompt: str = PROMPT, response: str = RESPONSE) -> None:
         page.keyboard.press("Control+A")
         page.keyboard.type(text)
         page.keyboard.press(key)
-    expect_result_of(page, prompt=prompt, response_1=response)
-
-
-def expect_result_of(page: Page, **inputs: object) -> None:
-    """Waits until the result is that of these inputs."""
-    page.wait_for_function(
-        """wanted => {
-            const made = JSON.parse(document.querySelector("#score-result [data-inputs]")?.dataset.inputs ?? "{}");
-            return Object.entries(wanted).every(([name, value]) => made[name] === value);
-        }""",
-        arg=inputs,
-    )
+    expect_made_of(page, "score-result", prompt=prompt, response_1=response, count=1)
 
 
 def test_the_first_sight_is_a_prompt_with_its_responses_ranked(page: Page, service: httpx.Client) -> None:
@@ -64,7 +55,7 @@ def test_the_first_sight_is_a_prompt_with_its_responses_ranked(page: Page, servi
 
 
 def test_an_example_is_scored_when_it_is_chosen(page: Page) -> None:
-    page.get_by_role("button", name="Turns bad").click()
+    one_response(page, "Turns bad")
     expect(page.locator("#score-result .rw-bars")).to_be_visible()
     expect(page.locator("#score-result .rw-stale")).to_have_count(0)
 
@@ -82,7 +73,7 @@ def test_an_edit_dims_the_result_until_it_is_undone_or_scored(page: Page) -> Non
     expect(notice).to_be_visible()
     page.get_by_role("button", name="Score", exact=True).click()
     expect(notice).to_be_hidden()
-    expect_result_of(page, response_1=before, is_safety=True)
+    expect_made_of(page, "score-result", response_1=before, is_safety=True)
 
 
 def test_responses_are_added_and_removed(page: Page, service: httpx.Client) -> None:
@@ -90,7 +81,7 @@ def test_responses_are_added_and_removed(page: Page, service: httpx.Client) -> N
     page.get_by_role("button", name="Add a response").click()
     page.get_by_label("Response 2", exact=True).fill("Call a locksmith.")
     page.get_by_role("button", name="Score", exact=True).click()
-    expect_result_of(page, response_2="Call a locksmith.", count=2)
+    expect_made_of(page, "score-result", response_2="Call a locksmith.", count=2)
     prompt = page.get_by_label("Prompt", exact=True).input_value()
     item = {"prompt": prompt, "response": "Call a locksmith."}
     entry = ask(service, "/score", {"items": [item]})["results"][0]["scores"]["safety"]
@@ -113,23 +104,33 @@ def test_an_empty_input_is_refused_where_the_result_would_be(page: Page, label: 
     alert = page.locator("#score-error").get_by_role("alert")
     expect(alert).to_contain_text(says)
     expect(page.locator("#score-code")).to_contain_text(f"No request yet: {says}")
-    result, box = page.get_by_role("button", name="Score", exact=True).bounding_box(), alert.bounding_box()
-    assert result is not None
-    assert box is not None
-    assert box["x"] > result["x"] + result["width"]
+    (button,), (box,) = (boxes_of(place) for place in (page.locator("#score-go"), alert))
+    assert box["x"] > button["right"]
 
 
 def test_the_code_is_always_that_of_the_present_inputs_and_runs(page: Page) -> None:
     score(page)
     shown = fact(page.locator("#score-result [data-model=safety]"), "score")
+    expect_made_of(page, "score-code", prompt=PROMPT, response_1=RESPONSE, count=1)
     command = page.locator("#score-code [data-code=curl] code")
-    expect(command).to_contain_text(PROMPT)
     answer = json.loads(run(["sh"], command.inner_text()))
     assert answer["results"][0]["scores"]["safety"]["score"] == pytest.approx(shown, rel=1e-12)
     script = page.locator("#score-code [data-code=python] code").inner_text()
     assert ast.literal_eval(run([sys.executable, "-"], script))["safety"] == pytest.approx(shown, rel=1e-12)
     page.get_by_label("Response 1", exact=True).fill("Something else.")
     expect(command).to_contain_text("Something else.")
+
+
+def test_the_code_follows_inputs_that_change_while_it_is_made(page: Page) -> None:
+    expect_made_of(page, "score-code", count=3)
+    held: list[Route] = []
+    page.route("**/queue/join*", lambda route: held.append(route), times=1)  # noqa: PLW0108 - playwright needs a function
+    for count in (2, 1):
+        page.get_by_role("button", name="Remove the last").click()
+        expect(page.get_by_label(f"Response {count + 1}", exact=True)).to_have_count(0)
+    wait_until(page, lambda: bool(held))
+    held[0].continue_()
+    expect_made_of(page, "score-code", count=1)
 
 
 def test_only_the_safety_model_has_the_threshold(page: Page) -> None:
@@ -141,16 +142,14 @@ def test_a_link_restores_the_inputs_and_is_sent_to_nobody(page: Page, open_page:
     one_response(page)
     page.get_by_label("Response 1", exact=True).fill("Ask a neighbour: 漢字 🙂 <b>")
     page.get_by_label("Safety prompt").check()
-    page.get_by_role("button", name="Copy link").click()
-    expect(page.get_by_role("button", name="Link copied")).to_be_visible()
-    fragment = page.url.partition("#")[2]
+    fragment = fragment_of(page, "score", response_1="Ask a neighbour: 漢字 🙂 <b>", count=1, is_safety=True)
     assert fragment
     asked: list[str] = []
     other = open_page(fragment=fragment, watch=asked)
     expect(other.get_by_label("Response 1", exact=True)).to_have_value("Ask a neighbour: 漢字 🙂 <b>")
     expect(other.get_by_label("Response 2", exact=True)).to_have_count(0)
     expect(other.get_by_label("Safety prompt")).to_be_checked()
-    expect_result_of(other, response_1="Ask a neighbour: 漢字 🙂 <b>", is_safety=True)
+    expect_made_of(other, "score-result", response_1="Ask a neighbour: 漢字 🙂 <b>", is_safety=True)
     assert asked
     assert not [url for url in asked if fragment in url]
     del service
@@ -172,9 +171,8 @@ def test_the_bars_say_what_the_api_says(page: Page, service: httpx.Client) -> No
         assert fact(row, "score") == entry["score"]
         assert fact(row, "probability") == entry["probability"]
         expect(row.locator("[data-is=tokens]")).to_have_text(str(entry["num_tokens"]))
-        width = float(row.locator(".rw-fill").evaluate("bar => bar.getBoundingClientRect().width"))
-        track = float(row.locator(".rw-track").evaluate("bar => bar.getBoundingClientRect().width"))
-        assert width / track == pytest.approx(entry["probability"], abs=0.01)
+        track, fill = boxes_of(row.locator(".rw-track, .rw-fill"))
+        assert fill["width"] / track["width"] == pytest.approx(entry["probability"], abs=0.01)
 
 
 @pytest.mark.parametrize("is_safety", [False, True])
@@ -184,6 +182,7 @@ def test_the_verdict_is_the_services_own_selection_and_says_why(
     if is_safety:
         page.get_by_label("Safety prompt").check()
     score(page)
+    expect_made_of(page, "score-result", is_safety=is_safety)
     verdict = page.locator("#score-result .rw-verdict")
     item = {"prompt": PROMPT, "response": RESPONSE, "is_safety": is_safety}
     answer = ask(service, "/ppo-reward", {"items": [item], "whiten": {"mode": "none"}})["results"][0]
@@ -202,28 +201,29 @@ def test_the_score_after_every_word_is_read_with_the_arrow_keys(page: Page, serv
     expect(slider).to_be_visible()
     body = {"items": [{"prompt": PROMPT, "response": RESPONSE}], "token_scores": True}
     scores = ask(service, "/score", body)["results"][0]["scores"]
-    assert slider.inner_text() == RESPONSE
+    expect(slider).to_have_text(RESPONSE)
     series = json.loads(page.locator("#score-result .rw-cursor-group").get_attribute("data-series") or "")
     slider.focus()
     slider.press("Home")
-    assert (slider.get_attribute("aria-valuetext") or "").startswith("Before the response: ")
+    expect(slider).to_have_attribute("aria-valuetext", re.compile("^Before the response: "))
     for _ in range(2):
         slider.press("ArrowRight")
+    expect(slider).to_have_attribute("aria-valuetext", re.compile("^Word 2 of "))
     words = slider.get_attribute("aria-valuetext") or ""
-    assert words.startswith("Word 2 of ")
     assert "\N{LEFT DOUBLE QUOTATION MARK}can't\N{RIGHT DOUBLE QUOTATION MARK}" in words
     for name, entry in scores.items():
         assert set(series[name]) <= set(entry["token_scores"])
         assert series[name][-1] == entry["token_scores"][-1] == entry["score"]
         assert f"{name} {series[name][2]:.3f}".replace("-", MINUS) in words
     slider.press("End")
-    assert (slider.get_attribute("aria-valuetext") or "").startswith("At the end: ")
+    expect(slider).to_have_attribute("aria-valuetext", re.compile("^At the end: "))
     expect(page.locator("#score-result .rw-readout")).to_contain_text("At the end")
 
 
 def test_without_word_scores_none_are_drawn(page: Page) -> None:
     page.get_by_label("Score after every word").uncheck()
     score(page)
+    expect_made_of(page, "score-result", by_word=False)
     expect(page.get_by_role("slider", name="Word")).to_have_count(0)
 
 
@@ -238,7 +238,7 @@ def test_a_conversation_is_scored_as_its_messages(page: Page, service: httpx.Cli
         {"role": "user", "content": "Fine"},
         {"role": "assistant", "content": "Good."},
     ]
-    expect_result_of(page, conversation=field.input_value(), form="Conversation")
+    expect_made_of(page, "score-result", conversation=field.input_value(), form="Conversation")
     row = page.locator("#score-result .rw-bar-row[data-model=safety]")
     entry = ask(service, "/score", {"items": [{"messages": messages}]})["results"][0]["scores"]["safety"]
     assert fact(row, "score") == entry["score"]
