@@ -173,7 +173,6 @@ def test_another_rule_shows_each_models_part_and_no_model_runs(tab: Page, servic
 
 
 def test_the_table_is_edited_by_keyboard(tab: Page, service: httpx.Client) -> None:
-    tab.wait_for_timeout(1500)  # the table is laid out anew when its tab is shown, and drops an edit that has begun
     cell = tab.locator("#ppo-table").get_by_role("gridcell").filter(has_text="tea tea tea")
     cell.click()
     expect(cell).to_have_attribute("aria-selected", "true")
