@@ -7,10 +7,12 @@ A line is what POST /compare takes for a pair, or one of the forms that data set
     list of turns     strings               a conversation and two answers to it; also as `messages`
     list of turns     lists of turns        TRL's explicit prompt: the answers' turns follow it
     string or none    lists of turns        whole conversations (RewardBench's preference sets, TRL's implicit prompt)
+    none              transcripts           whole conversations with marked turns, "\\n\\nHuman: ...\\n\\nAssistant: ..." (hh-rlhf)
 """
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -29,6 +31,9 @@ FORMS = "give prompt, chosen and rejected, messages, chosen and rejected, or cho
 LABELS = ("chosen_is_safe", "rejected_is_safe")
 KNOWN = {*Pair.model_fields, "messages", "subset", *LABELS}
 Turns = list[Any]
+SPEAKER = re.compile(r"\n\n(Human|Assistant):")
+"""What begins a turn of a transcript: Bai et al. 2022, arXiv 2204.05862."""
+ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +162,10 @@ def pair_fields(place: str, given: dict[str, Any]) -> dict[str, Any]:
             raise InvalidInputError(f"{place} has both prompt and messages; {FORMS}")
         fields["prompt"] = given["messages"]
     prompt, chosen, rejected = (fields.get(name) for name in ("prompt", "chosen", "rejected"))
+    if prompt is None:
+        chosen, rejected = (
+            turns_of_transcript(f"{place}: {name}", fields.get(name)) for name in ("chosen", "rejected")
+        )
     if not any(isinstance(value, list) for value in (prompt, chosen, rejected)):
         return fields
     if chosen is None or rejected is None:
@@ -166,6 +175,19 @@ def pair_fields(place: str, given: dict[str, Any]) -> dict[str, Any]:
         "chosen_messages": conversation(f"{place}: chosen", prompt, chosen),
         "rejected_messages": conversation(f"{place}: rejected", prompt, rejected),
     }
+
+
+def turns_of_transcript(place: str, side: object) -> object:
+    """The turns of a text that begins with a person's; anything else unchanged."""
+    if not isinstance(side, str) or not side.startswith("\n\nHuman:"):
+        return side
+    _, *parts = SPEAKER.split(side)
+    turns = [
+        {"role": ROLES[speaker], "content": text.strip()} for speaker, text in zip(parts[::2], parts[1::2], strict=True)
+    ]
+    if turns[-1]["role"] != "assistant":
+        raise InvalidInputError(f"{place} is a transcript whose last turn is Human's; end it with the Assistant's")
+    return turns
 
 
 def conversation(place: str, prompt: object, side: object) -> Turns:

@@ -37,6 +37,7 @@ def test_strings_are_a_prompt_and_two_answers(tmp_path: Path) -> None:
         {"prompt": "Hi", "chosen": [YES], "rejected": [NO]},
         {"prompt": "Hi", "chosen": [YES], "rejected": "Go."},
         {"chosen": [*ASKED, YES], "rejected": [*ASKED, NO]},
+        {"chosen": "\n\nHuman: Hi\n\nAssistant: Hello!", "rejected": "\n\nHuman: Hi\n\nAssistant: Go.\n"},
     ],
 )
 def test_turns_in_every_form_are_the_same_conversations(tmp_path: Path, fields: dict[str, Any]) -> None:
@@ -48,6 +49,15 @@ def test_turns_in_every_form_are_the_same_conversations(tmp_path: Path, fields: 
     }
     assert line.responses == ("Hello!", "Go.")
     assert line.prompt == read_one(tmp_path, {"prompt": "Hi", "chosen": "a", "rejected": "b"}).prompt
+
+
+def test_a_transcript_is_split_at_its_turns_and_must_end_with_an_answer(tmp_path: Path) -> None:
+    asked = "\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Human: what?\n\nIs it?"
+    line = read_one(tmp_path, {"chosen": f"{asked}\n\nAssistant: A.\n\nB.", "rejected": f"{asked}\n\nAssistant: C."})
+    assert line.responses == ("A.\n\nB.", "C.")
+    assert json.loads(line.prompt) == [["user", "Hi"], ["assistant", "Yes?"], ["user", "Human: what?\n\nIs it?"]]
+    with pytest.raises(InvalidInputError, match="line 1: rejected is a transcript whose last turn is Human's"):
+        read_one(tmp_path, {"chosen": f"{asked}\n\nAssistant: A.", "rejected": asked})
 
 
 def test_a_line_of_rewardbench_reads_as_it_is_and_says_what_it_ignores(tmp_path: Path) -> None:
