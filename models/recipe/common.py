@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,9 +27,20 @@ def num_threads() -> int:
     return int(os.environ.get("OMP_NUM_THREADS", "2"))
 
 
-def has_bfloat16() -> bool:
-    """Whether the CPU has products in bfloat16, four times as fast as float32's. Figures differ between the two kinds of CPU."""
-    return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
+def bfloat16_is_faster() -> bool:
+    """Whether this CPU multiplies the trunk's matrices faster in bfloat16 than in float32, by a measurement of 0.1 s.
+
+    Its flags don't tell: with the same avx512_bf16, one CPU is four times as fast in bfloat16 and another half as fast.
+    """
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        states, weight = torch.ones(1024, 576, dtype=dtype), torch.ones(1536, 576, dtype=dtype)
+        torch.nn.functional.linear(states, weight)
+        start = time.perf_counter()
+        for _ in range(4):
+            torch.nn.functional.linear(states, weight)
+        seconds[dtype] = time.perf_counter() - start
+    return seconds[torch.bfloat16] < seconds[torch.float32]
 
 
 def wheel(requirement: str) -> Path:

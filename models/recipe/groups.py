@@ -7,7 +7,7 @@ from app.training.rated.losses import Ratings
 from app.training.rated.packed import Row, pack
 
 TASKS = ("safety", "helpfulness")
-MAX_PROMPT, MAX_RESPONSE = 96, 144
+MAX_PROMPT, MAX_RESPONSE = 160, 144
 CLOSING = 2
 """Tokens behind a response's text: <|im_end|> and the line break."""
 

@@ -1,6 +1,7 @@
 """The preferences that were written for this project, `data/preferences/<kind>.jsonl`: read, checked, and as pairs.
 
-One prompt a line: `{"kind", "prompt", "responses": [{"text", "helpfulness", "safety"}, ...]}`, ratings from 1 to 5.
+One prompt a line: `{"kind", "prompt", "responses": [{"text", "helpfulness", "safety"}, ...]}`, ratings from 1 to 5. A line may
+have `"history"`, the turns before the prompt: the user's and the assistant's by turns, at least two.
 
     python -m models.recipe.preferences     # prints what the check finds, by kind
 """
@@ -48,7 +49,8 @@ def read_preferences(folder: Path = PREFERENCES) -> list[Group]:
             for number, line in enumerate(lines, 1):
                 where = f"{file.name} line {number}"
                 group = group_of(where, file.stem, json.loads(line))
-                for text in (f"prompt {group.prompt}", *(response.text for response in group.responses)):
+                asked = "\n".join(content for _, content in group.turns)
+                for text in (f"prompt {asked}", *(response.text for response in group.responses)):
                     if text in seen and (len(text) > SHORT or seen[text] == where):
                         raise ValueError(f"{where} repeats a text of {seen[text]}: {text[:60]!r}")
                     seen[text] = where
@@ -57,10 +59,13 @@ def read_preferences(folder: Path = PREFERENCES) -> list[Group]:
 
 
 def group_of(where: str, kind: str, row: dict[str, Any]) -> Group:
-    if set(row) != {"kind", "prompt", "responses"} or row["kind"] != kind:
-        raise ValueError(f"{where} must have kind {kind!r}, prompt and responses, nothing else")
+    if set(row) - {"history"} != {"kind", "prompt", "responses"} or row["kind"] != kind:
+        raise ValueError(f"{where} must have kind {kind!r}, prompt, responses and perhaps history, nothing else")
     if not isinstance(row["prompt"], str) or not row["prompt"].strip():
         raise ValueError(f"{where}: the prompt is empty")
+    history = row.get("history", [])
+    if len(history) % 2 or not all(isinstance(turn, str) and turn.strip() for turn in history):
+        raise ValueError(f"{where}: history must have the user's and the assistant's turns by turns, none empty")
     if len(row["responses"]) not in NUM_RESPONSES:
         raise ValueError(f"{where} has {len(row['responses'])} responses; give 2 to 6")
     for response in row["responses"]:
@@ -71,7 +76,8 @@ def group_of(where: str, kind: str, row: dict[str, Any]) -> Group:
         for task in TASKS:
             if response[task] not in RATINGS:
                 raise ValueError(f"{where}: {task} is {response[task]!r}; it must be 1, 2, 3, 4 or 5")
-    return Group(kind, (("user", row["prompt"]),), tuple(Response(**response) for response in row["responses"]))
+    turns = tuple(zip(itertools.cycle(("user", "assistant")), (*history, row["prompt"]), strict=False))
+    return Group(kind, turns, tuple(Response(**response) for response in row["responses"]))
 
 
 def pairs_of(groups: Iterable[Group], task: str) -> Iterator[Pair]:

@@ -9,7 +9,7 @@ from app.training.base import with_lora
 from app.training.rated.fit import Schedule
 from app.training.rated.losses import Objective
 from app.training.rated.model import RatedModel
-from models.recipe.common import MODELS, SEED, has_bfloat16
+from models.recipe.common import MODELS, SEED, bfloat16_is_faster
 from models.recipe.groups import TASKS
 from models.recipe.trunk import FILE
 
@@ -37,6 +37,6 @@ def load_model() -> RatedModel:
         with_lora(net, RANK, 2 * RANK, FROZEN),
         FROZEN,
         device=torch.device("cpu"),
-        bfloat16=has_bfloat16(),
+        bfloat16=bfloat16_is_faster(),
         max_batch_tokens=MAX_BATCH_TOKENS,
     )

@@ -65,6 +65,8 @@ def response(**fields: object) -> dict[str, Any]:
         ([change(kind="b")], "kind 'a'"),
         ([change(note="x")], "nothing else"),
         ([change(prompt=" ")], "the prompt is empty"),
+        ([change(history=["Hello"])], "history must have"),
+        ([change(history=["Hello", " "])], "history must have"),
         ([change(responses=[response()])], "1 responses; give 2 to 6"),
         ([change(responses=[response(), response(text=" ")])], "give 1 to 1000"),
         ([change(responses=[response(), response(text="x", safety=6)])], "safety is 6"),
@@ -77,6 +79,12 @@ def test_an_invalid_line_is_named(tmp_path: Path, lines: list[str], words: str) 
     (tmp_path / "a.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     with pytest.raises(ValueError, match=words):
         read_preferences(tmp_path)
+
+
+def test_a_prompt_may_have_turns_before_it(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(change(history=["Hi", "Hello!"]) + "\n", encoding="utf-8")
+    (group,) = read_preferences(tmp_path)
+    assert group.turns == (("user", "Hi"), ("assistant", "Hello!"), ("user", "What is two and two?"))
 
 
 def test_pairs_are_of_responses_whose_ratings_differ() -> None:
