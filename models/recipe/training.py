@@ -17,7 +17,7 @@ FROZEN, RANK = 18, 16
 """Layers of the trunk that are frozen, and the rank of the adapter on the others."""
 MAX_BATCH_TOKENS = 2048
 OBJECTIVE = Objective(TASKS, "small", pointwise="safety", across="safety")
-SCHEDULE = Schedule(epochs=2, learning_rate=5e-4, head_learning_rate=2e-3, warmup=0.1, seed=SEED)
+SCHEDULE = Schedule(epochs=2.5, learning_rate=5e-4, head_learning_rate=2e-3, warmup=0.1, seed=SEED)
 
 
 def load_model() -> RatedModel:
