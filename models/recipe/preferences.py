@@ -1,7 +1,7 @@
 """The preferences that were written for this project, `data/preferences/<kind>.jsonl`: read, checked, and as pairs.
 
-One prompt a line: `{"kind", "prompt", "responses": [{"text", "helpfulness", "safety"}, ...]}`, ratings from 1 to 5. A line may
-have `"history"`, the turns before the prompt: the user's and the assistant's by turns, at least two.
+One prompt a line: `{"kind", "prompt", "responses": [{"text", "helpfulness", "safety"}, ...]}`, ratings from 1 to 5. A
+conversation has its turns, `"messages": [{"role", "content"}, ...]`, in place of the prompt. `reward-service train` reads both.
 
     python -m models.recipe.preferences     # prints what the check finds, by kind
 """
@@ -59,13 +59,13 @@ def read_preferences(folder: Path = PREFERENCES) -> list[Group]:
 
 
 def group_of(where: str, kind: str, row: dict[str, Any]) -> Group:
-    if set(row) - {"history"} != {"kind", "prompt", "responses"} or row["kind"] != kind:
-        raise ValueError(f"{where} must have kind {kind!r}, prompt, responses and perhaps history, nothing else")
-    if not isinstance(row["prompt"], str) or not row["prompt"].strip():
+    if set(row) not in ({"kind", "prompt", "responses"}, {"kind", "messages", "responses"}) or row["kind"] != kind:
+        raise ValueError(f"{where} must have kind {kind!r}, prompt or messages, and responses, nothing else")
+    turns = tuple(map(turn_of, row.get("messages") or [{"role": "user", "content": row.get("prompt")}]))
+    if [role for role, _ in turns] != ["user", "assistant"] * (len(turns) // 2) + ["user"]:
+        raise ValueError(f"{where}: the turns must be the user's and the assistant's by turns and end with the user's")
+    if not all(isinstance(content, str) and content.strip() for _, content in turns):
         raise ValueError(f"{where}: the prompt is empty")
-    history = row.get("history", [])
-    if len(history) % 2 or not all(isinstance(turn, str) and turn.strip() for turn in history):
-        raise ValueError(f"{where}: history must have the user's and the assistant's turns by turns, none empty")
     if len(row["responses"]) not in NUM_RESPONSES:
         raise ValueError(f"{where} has {len(row['responses'])} responses; give 2 to 6")
     for response in row["responses"]:
@@ -76,8 +76,11 @@ def group_of(where: str, kind: str, row: dict[str, Any]) -> Group:
         for task in TASKS:
             if response[task] not in RATINGS:
                 raise ValueError(f"{where}: {task} is {response[task]!r}; it must be 1, 2, 3, 4 or 5")
-    turns = tuple(zip(itertools.cycle(("user", "assistant")), (*history, row["prompt"]), strict=False))
     return Group(kind, turns, tuple(Response(**response) for response in row["responses"]))
+
+
+def turn_of(message: dict[str, Any]) -> tuple[str, Any]:
+    return message["role"], message["content"]
 
 
 def pairs_of(groups: Iterable[Group], task: str) -> Iterator[Pair]:

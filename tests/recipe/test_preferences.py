@@ -54,6 +54,11 @@ def change(**fields: object) -> str:
     return json.dumps(GOOD | fields)
 
 
+def chat(*roles: str) -> str:
+    messages = [{"role": role, "content": f"Turn {number}"} for number, role in enumerate(roles)]
+    return json.dumps({"kind": "a", "messages": messages, "responses": GOOD["responses"]})
+
+
 def response(**fields: object) -> dict[str, Any]:
     first: dict[str, Any] = GOOD["responses"][0]
     return first | fields
@@ -65,8 +70,8 @@ def response(**fields: object) -> dict[str, Any]:
         ([change(kind="b")], "kind 'a'"),
         ([change(note="x")], "nothing else"),
         ([change(prompt=" ")], "the prompt is empty"),
-        ([change(history=["Hello"])], "history must have"),
-        ([change(history=["Hello", " "])], "history must have"),
+        ([chat("user", "assistant")], "end with the user's"),
+        ([chat("assistant", "user", "user")], "by turns"),
         ([change(responses=[response()])], "1 responses; give 2 to 6"),
         ([change(responses=[response(), response(text=" ")])], "give 1 to 1000"),
         ([change(responses=[response(), response(text="x", safety=6)])], "safety is 6"),
@@ -81,10 +86,10 @@ def test_an_invalid_line_is_named(tmp_path: Path, lines: list[str], words: str) 
         read_preferences(tmp_path)
 
 
-def test_a_prompt_may_have_turns_before_it(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text(change(history=["Hi", "Hello!"]) + "\n", encoding="utf-8")
+def test_a_conversation_has_messages_in_place_of_the_prompt(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(chat("user", "assistant", "user") + "\n", encoding="utf-8")
     (group,) = read_preferences(tmp_path)
-    assert group.turns == (("user", "Hi"), ("assistant", "Hello!"), ("user", "What is two and two?"))
+    assert group.turns == (("user", "Turn 0"), ("assistant", "Turn 1"), ("user", "Turn 2"))
 
 
 def test_pairs_are_of_responses_whose_ratings_differ() -> None:
