@@ -65,6 +65,7 @@ def main() -> None:
     source = WORK / "adapter_all"
     config = json.loads((source / "adapter_config.json").read_text())
     config |= {"base_model_name_or_path": BASE, "modules_to_save": ["score"]}
+    config["target_modules"] = sorted(config["target_modules"])  # peft writes a set, in another order each time
     features = torch.load(WORK / "features_all.pt")
     folds = [name for name in FOLDS if (WORK / f"scores_{name}.jsonl").exists()]
     scored = [each for name in folds for each in read_scores(name)]

@@ -27,13 +27,18 @@ class BagOfWords:
         self.idf = torch.tensor([len(texts) / counts[term] for term in kept]).log() + 1
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """(texts, terms)"""
-        features = torch.zeros(len(texts), len(self.index))
+        """(texts, terms), sparse: dense ones of all pairs would take tens of gigabytes."""
+        rows, columns, values = [], [], []
         for row, text in enumerate(texts):
-            for term, count in Counter(terms_of(text)).items():
-                if term in self.index:
-                    features[row, self.index[term]] = count
-        return functional.normalize(features * self.idf)
+            counts = {term: count for term, count in Counter(terms_of(text)).items() if term in self.index}
+            places = [self.index[term] for term in counts]
+            weighted = torch.tensor(list(counts.values()), dtype=torch.float32) * self.idf[places]
+            rows += [row] * len(places)
+            columns += places
+            values.append(functional.normalize(weighted, dim=0))
+        return torch.sparse_coo_tensor(
+            torch.tensor([rows, columns]), torch.cat(values), (len(texts), len(self.index)), check_invariants=True
+        )
 
 
 def terms_of(text: str) -> list[str]:
@@ -45,13 +50,15 @@ def fit_words(trained: Sequence[Pair], judged: Sequence[Group]) -> list[list[flo
     """The scores of each group's responses, by weights that rank the trained pairs: logistic loss with an L2 penalty."""
     bag = BagOfWords([text for pair in trained for text in pair.texts])
     better, worse = (bag(texts) for texts in zip(*(pair.texts for pair in trained), strict=True))
-    differences = better - worse
-    weights = torch.zeros(differences.shape[1], requires_grad=True)
+    differences = (better - worse).coalesce()
+    weights = torch.zeros(len(bag.index), requires_grad=True)
     optimizer = torch.optim.LBFGS([weights], max_iter=STEPS, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        value = -functional.logsigmoid(differences @ weights).mean() + L2 * weights.pow(2).sum()
+        value = (
+            -functional.logsigmoid(torch.sparse.mm(differences, weights[:, None])).mean() + L2 * weights.pow(2).sum()
+        )
         value.backward()  # type: ignore[no-untyped-call]
         return value
 
