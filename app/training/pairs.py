@@ -163,9 +163,8 @@ def pair_fields(place: str, given: dict[str, Any]) -> dict[str, Any]:
         fields["prompt"] = given["messages"]
     prompt, chosen, rejected = (fields.get(name) for name in ("prompt", "chosen", "rejected"))
     if prompt is None:
-        chosen, rejected = (
-            turns_of_transcript(f"{place}: {name}", fields.get(name)) for name in ("chosen", "rejected")
-        )
+        chosen = turns_of_transcript(f"{place}: chosen", chosen)
+        rejected = turns_of_transcript(f"{place}: rejected", rejected)
     if not any(isinstance(value, list) for value in (prompt, chosen, rejected)):
         return fields
     if chosen is None or rejected is None:

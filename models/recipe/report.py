@@ -14,7 +14,7 @@ from typing import Any
 
 from models.recipe.common import MODELS, WORK
 from models.recipe.export import calibrations_of
-from models.recipe.folds import FOLDS, NUM_FOLDS, is_held_out, is_of_unseen_kind, read_scores, unseen_kinds
+from models.recipe.folds import BLIND, FOLDS, NUM_FOLDS, is_held_out, is_of_unseen_kind, read_scores, unseen_kinds
 from models.recipe.groups import TASKS, Group
 from models.recipe.judge import Scored, accuracy, vetoes, worst_pairs
 from models.recipe.preferences import longer_wins, pairs_of, read_preferences
@@ -86,10 +86,11 @@ def evaluate() -> dict[str, Any]:
     never_seen: list[Scored] = []
     for each in (each for name in judged_folds() for each in read_scores(name)):
         (never_seen if is_of_unseen_kind(each.fold, each.group, unseen) else scored).append(each)
-    report: dict[str, Any] = {"folds": judged_folds(), "unseen": unseen}
+    report: dict[str, Any] = {"folds": judged_folds(), "unseen": unseen if never_seen else []}
     for task in TASKS:
         rows = rows_of(scored, groups, task)
-        rows += [entry | {"title": f"never seen: {entry['title']}"} for entry in rows_of(never_seen, groups, task)]
+        if never_seen:
+            rows += [entry | {"title": f"never seen: {entry['title']}"} for entry in rows_of(never_seen, groups, task)]
         if task == "safety":
             rows += veto_rows(scored)
         report[task] = {"rows": rows, "worst": [shown(*entry) for entry in worst_pairs(scored, task, NUM_WORST)]}
@@ -152,7 +153,7 @@ def write(file: Path, figures: dict[str, str]) -> None:
 
 def folds_in_words(folds: Sequence[str], unseen: Sequence[str]) -> str:
     judged = "All five folds" if len(folds) == NUM_FOLDS else f"So far {len(folds)} of five folds"
-    seen = f"the kinds that fold 0 never saw are {', '.join(unseen)}"
+    seen = f"the kinds that fold {BLIND} never saw are {', '.join(unseen)}" if unseen else "no training left kinds out"
     return f"{judged} by prompt {'was' if len(folds) == 1 else 'were'} trained and judged; {seen}."
 
 
