@@ -192,6 +192,10 @@ def turns_of_transcript(place: str, side: object) -> object:
 def conversation(place: str, prompt: object, side: object) -> Turns:
     """All turns of one side. A response alone is appended to the prompt; a side that starts with another role repeats the prompt already."""
     before = prompt if isinstance(prompt, list) else [] if prompt is None else [{"role": "user", "content": prompt}]
+    if prompt is None and isinstance(side, str):
+        raise InvalidInputError(
+            f"{place} is a text where the other side is a conversation, and there is no prompt; {FORMS}"
+        )
     if not isinstance(side, list):
         return [*before, {"role": "assistant", "content": side}]
     if not side or not all(isinstance(turn, dict) for turn in side):

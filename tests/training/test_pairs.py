@@ -60,6 +60,12 @@ def test_a_transcript_is_split_at_its_turns_and_must_end_with_an_answer(tmp_path
         read_one(tmp_path, {"chosen": f"{asked}\n\nAssistant: A.", "rejected": asked})
 
 
+@pytest.mark.parametrize("side", ["\n\nHuman: Hi\n\nAssistant: Hello!", [*ASKED, YES]])
+def test_a_text_beside_a_conversation_needs_a_prompt(tmp_path: Path, side: object) -> None:
+    with pytest.raises(InvalidInputError, match="line 1: rejected is a text where the other side is a conversation"):
+        read_one(tmp_path, {"chosen": side, "rejected": "Human: Hi"})
+
+
 def test_a_line_of_rewardbench_reads_as_it_is_and_says_what_it_ignores(tmp_path: Path) -> None:
     line = {
         "prompt": "Hi",
