@@ -9,7 +9,7 @@ the batch. Only the wanted queries of a block are computed, in steps of 16: a qu
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -31,11 +31,17 @@ MAX_KEY_ROWS = 1 << 14
 """The most rows of keys that one SDPA call copies, so that a wide tree over a long prefix fits in memory."""
 
 
+Rows: TypeAlias = Tensor | slice
+"""Indices of rows; a slice if they are consecutive, since reading and writing those needs no copy."""
+ALIGNMENT = 64
+"""Bytes. A product's bits may depend on where its operands begin relative to a cache line."""
+
+
 def padded_length(num_rows: int, multiple: int) -> int:
     return -(-num_rows // multiple) * multiple
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Queries:
     """The queries of one path that are computed. Row `rows[i]` holds the query at `positions[i]`, and receives its output."""
 
@@ -43,26 +49,41 @@ class Queries:
     positions: IntArray  # (n,)
     rows: IntArray  # (n,)
 
+    @cached_property
+    def num_consecutive_keys(self) -> int:
+        return num_consecutive(self.path)
+
 
 @dataclass(frozen=True, slots=True)
 class QueryBlock:
     """The same part of a query block for several paths, one unit per path that has queries there."""
 
     part: "BlockPart"
-    query_rows: Tensor  # (units * part.length,) any row where no query is wanted
-    key_rows: Tensor  # (units, part.num_keys) after the path's end its first row, which causality masks
-    kept: Tensor  # (n,) the wanted queries among units * length
-    rows: Tensor  # (n,) the rows of their outputs
+    num_units: int
+    query_rows: Rows  # units * part.length of them, any row where no query is wanted
+    key_rows: Rows  # units * part.num_keys of them; after the path's end its first row, which causality masks
+    kept: Rows  # n, the wanted queries among units * length
+    rows: Rows  # n, the rows of their outputs
     path: Tensor | None = None  # if given, `key_rows` is a view of its beginning
+
+    def key_rows_from(self, first: int) -> Rows:
+        """`key_rows` without the first `first` of each unit."""
+        if isinstance(self.key_rows, slice):
+            return slice(self.key_rows.start + first, self.key_rows.stop)
+        return self.key_rows.view(self.num_units, -1)[:, first:].reshape(-1)
 
     def to(self, device: torch.device, paths: dict[int, Tensor]) -> "QueryBlock":
         """`paths` maps the address of a path on the host to its copy on the device, and gets what is missing."""
-        query_rows, kept, rows = (upload(each, device) for each in (self.query_rows, self.kept, self.rows))
-        if self.path is None:
-            return QueryBlock(self.part, query_rows, upload(self.key_rows, device), kept, rows)
-        address = self.path.data_ptr()
-        path = paths[address] = paths[address] if address in paths else upload(self.path, device)
-        return QueryBlock(self.part, query_rows, path[: self.part.num_keys][None], kept, rows, path)
+        path, key_rows = self.path, self.key_rows
+        if path is not None:
+            address = path.data_ptr()
+            path = paths[address] = paths[address] if address in paths else upload(path, device)
+            key_rows = path[: self.part.num_keys]
+        query_rows, key_rows, kept, rows = (
+            rows if isinstance(rows, slice) else upload(rows, device)
+            for rows in (self.query_rows, key_rows, self.kept, self.rows)
+        )
+        return QueryBlock(self.part, self.num_units, query_rows, key_rows, kept, rows, path)
 
 
 class BlockPart(NamedTuple):
@@ -129,25 +150,43 @@ def query_block(part: BlockPart, members: list[tuple[Queries, slice]]) -> QueryB
     rows = np.concatenate([queries.rows[chosen] for queries, chosen in members])
     query_rows = np.zeros(len(members) * part.length, np.int64)
     query_rows[kept] = rows
-    path = None
-    if len(members) == 1 and len(members[0][0].path) >= part.num_keys:
-        # Copying every prefix of a text would take memory quadratic in its length: 62 GB for a million tokens.
-        path = torch.from_numpy(members[0][0].path)
-        key_rows = path[: part.num_keys][None]
-    else:
+    path: Tensor | None = None
+    key_rows: Rows | None = None
+    if len(members) == 1:
+        queries = members[0][0]
+        if queries.num_consecutive_keys >= part.num_keys:
+            first = int(queries.path[0])
+            key_rows = slice(first, first + part.num_keys)
+        elif len(queries.path) >= part.num_keys:
+            # Copying every prefix of a text would take memory quadratic in its length: 62 GB for a million tokens.
+            path = torch.from_numpy(queries.path)
+            key_rows = path[: part.num_keys]
+    if key_rows is None:
         key_rows = torch.from_numpy(copied_key_rows(part, members))
-    indices, kept_rows, own_rows = map(torch.from_numpy, (query_rows, kept, rows))
-    return QueryBlock(part, indices, key_rows, kept_rows, own_rows, path)
+    return QueryBlock(part, len(members), as_rows(query_rows), key_rows, as_rows(kept), as_rows(rows), path)
+
+
+def as_rows(indices: IntArray) -> Rows:
+    """At least one index, as a slice if they are consecutive."""
+    if num_consecutive(indices) < len(indices):
+        return torch.from_numpy(indices)
+    return slice(int(indices[0]), int(indices[-1]) + 1)
+
+
+def num_consecutive(indices: IntArray) -> int:
+    """How many indices at the beginning are each the one before plus 1, the first included."""
+    gaps = np.flatnonzero(np.diff(indices) != 1)
+    return int(gaps[0]) + 1 if len(gaps) else len(indices)
 
 
 def copied_key_rows(part: BlockPart, members: list[tuple[Queries, slice]]) -> IntArray:
-    """(units, part.num_keys)"""
+    """(units * part.num_keys,)"""
     key_rows = np.empty((len(members), part.num_keys), np.int64)
     for unit, (queries, _) in enumerate(members):
         on_path = queries.path[: part.num_keys]
         key_rows[unit, : len(on_path)] = on_path
         key_rows[unit, len(on_path) :] = on_path[0]  # not another path's row: 0 times its infinity would be NaN
-    return key_rows
+    return key_rows.reshape(-1)
 
 
 class BlockAttention:
@@ -218,9 +257,9 @@ def block_attention(
     for i, block in enumerate(blocks):
         if i % BLOCKS_PER_CHECK == BLOCKS_PER_CHECK - 1:
             check_wanted()
-        part, units = block.part, len(block.key_rows)
+        part, units = block.part, block.num_units
         first = 0 if window is None else max(part.start - window + 1, 0) // BLOCK * BLOCK
-        key_rows = block.key_rows[:, first:].reshape(-1)
+        key_rows = block.key_rows_from(first)
         attended = masked_attention(
             by_head(queries, block.query_rows, units, query.shape[0]),  # (units, heads, length, head_dim)
             by_head(keys, key_rows, units, key.shape[0]),  # (units, key_value_heads, num_keys, head_dim)
@@ -228,9 +267,20 @@ def block_attention(
             part_mask(part, first, window, query.dtype, query.device),  # (length, num_keys)
             options,
         )
-        flat = attended.transpose(1, 2).reshape(units * part.length, -1)
-        out.index_copy_(0, block.rows, flat.index_select(0, block.kept))
+        write(out, block, attended.transpose(1, 2))
     return out.view(1, query.shape[1], query.shape[0], value.shape[2])
+
+
+def write(out: Tensor, block: QueryBlock, attended: Tensor) -> None:
+    """Writes the wanted of the attended queries (units, length, heads, value_dim) to their rows of (rows, heads * value_dim)."""
+    if isinstance(block.rows, slice) and isinstance(block.kept, slice) and block.num_units == 1:
+        out[block.rows].view(-1, *attended.shape[2:]).copy_(attended[0, block.kept])
+        return
+    wanted = picked(attended.reshape(-1, out.shape[1]), block.kept)
+    if isinstance(block.rows, slice):
+        out[block.rows] = wanted
+    else:
+        out.index_copy_(0, block.rows, wanted)
 
 
 def by_token(states: Tensor) -> Tensor:
@@ -238,9 +288,19 @@ def by_token(states: Tensor) -> Tensor:
     return states.transpose(0, 1).reshape(states.shape[1], -1)
 
 
-def by_head(states: Tensor, rows: Tensor, units: int, num_heads: int) -> Tensor:
+def by_head(states: Tensor, rows: Rows, units: int, num_heads: int) -> Tensor:
     """The given rows, units * n of them, as (units, heads, n, dim)."""
-    return states.index_select(0, rows).view(units, len(rows) // units, num_heads, -1).transpose(1, 2)
+    chosen = picked(states, rows)
+    return chosen.view(units, len(chosen) // units, num_heads, -1).transpose(1, 2)
+
+
+def picked(states: Tensor, rows: Rows) -> Tensor:
+    """The given rows of (rows, width) in consecutive memory: a copy, or a view that begins as a copy would."""
+    if not isinstance(rows, slice):
+        return states.index_select(0, rows)
+    chosen = states[rows]
+    is_as_copied = chosen.is_contiguous() and chosen.storage_offset() * chosen.element_size() % ALIGNMENT == 0
+    return chosen if is_as_copied else chosen.clone(memory_format=torch.contiguous_format)
 
 
 def part_mask(part: BlockPart, first: int, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -76,7 +76,7 @@ class CachedKeys:
         self._num_layers += 1
         both = []
         for rows, slots, given in zip((keys, values), pooled, (key, value), strict=True):
-            extended = torch.cat([rows, slots[self._slots.on(rows.device)]]) if self._num_cached else rows
+            extended = with_slots(rows, slots, self._slots.on(rows.device)) if self._num_cached else rows
             if self._num_filled:
                 filled = extended.index_select(0, self._filled_rows.on(rows.device))
                 slots.index_copy_(0, self._filled_slots.on(rows.device), filled)
@@ -90,6 +90,14 @@ class CachedKeys:
         for total in self._sums:
             by_device.setdefault(total.device, []).append(total)
         return all(bool(torch.stack(sums).isfinite().all()) for sums in by_device.values())
+
+
+def with_slots(rows: Tensor, pooled: Tensor, slots: Tensor) -> Tensor:
+    """The rows, followed by those of `pooled` at `slots`. Unlike `torch.cat`, copies each once."""
+    both = rows.new_empty(len(rows) + len(slots), rows.shape[1])
+    both[: len(rows)] = rows
+    torch.index_select(pooled, 0, slots, out=both[len(rows) :])
+    return both
 
 
 class KeyValueCache:

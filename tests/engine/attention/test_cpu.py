@@ -11,7 +11,17 @@ from torch import Tensor
 
 from app.engine.attention import cpu
 from app.engine.attention.backend import LayerOptions
-from app.engine.attention.cpu import BLOCK, BlockAttention, Queries, block_length, block_mask, block_start, query_blocks
+from app.engine.attention.cpu import (
+    ALIGNMENT,
+    BLOCK,
+    BlockAttention,
+    Queries,
+    block_length,
+    block_mask,
+    block_start,
+    picked,
+    query_blocks,
+)
 
 CPU = torch.device("cpu")
 
@@ -67,6 +77,44 @@ def test_a_query_has_the_same_bits_whichever_others_are_computed(
 
     wanted = np.arange(first, min(first + num_wanted, num_tokens))
     assert torch.equal(attended(wanted), attended(np.arange(num_tokens))[wanted])
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    num_tokens=st.integers(1, 300),
+    offset=st.integers(0, 40),
+    head_dim=st.sampled_from([4, 5, 16]),
+    options=st.sampled_from([LayerOptions(), LayerOptions(window=70), LayerOptions(softcap=5.0)]),
+)
+def test_consecutive_rows_give_the_same_bits_as_scattered_ones(
+    num_tokens: int, offset: int, head_dim: int, options: LayerOptions
+) -> None:
+    """Consecutive rows are read where they are, others are copied; the rows of 4 or 5 floats begin at odd addresses."""
+    generator = torch.Generator().manual_seed(num_tokens)
+    query, key, value = (torch.randn(1, heads, num_tokens, head_dim, generator=generator) for heads in (6, 2, 2))
+
+    def attended(rows: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Tensor:
+        placed = [each.new_zeros(1, each.shape[1], 400, head_dim) for each in (query, key, value)]
+        for place, each in zip(placed, (query, key, value), strict=True):
+            place[:, :, rows] = each
+        wanted = [Queries(rows, np.arange(num_tokens), rows)]
+        return BlockAttention(lambda: wanted).attend(*map(by_rows, placed), options)[0, rows]
+
+    scattered = np.random.default_rng(num_tokens).permutation(400)[:num_tokens]
+    assert torch.equal(attended(offset + np.arange(num_tokens)), attended(scattered))
+
+
+def by_rows(states: Tensor) -> Tensor:
+    """The same values, laid out in memory as a projection's outputs are: row by row."""
+    return states.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def test_consecutive_rows_are_read_without_a_copy() -> None:
+    states = torch.randn(128, 32)
+    assert picked(states, slice(64, 128)).data_ptr() == states[64:].data_ptr()
+    narrow = torch.randn(128, 5)
+    assert picked(narrow, slice(65, 128)).data_ptr() % ALIGNMENT == 0
+    assert torch.equal(picked(narrow, slice(65, 128)), narrow[65:])
 
 
 def test_only_the_wanted_queries_of_a_block_are_computed() -> None:
