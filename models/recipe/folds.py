@@ -67,6 +67,7 @@ def cached_states(model: RatedModel, rows: Sequence[Row]) -> list[Tensor]:
     if missing:
         for index, states in zip(missing, model.frozen_states([rows[index] for index in missing]), strict=True):
             cache[keys[index]] = states
+        file.parent.mkdir(parents=True, exist_ok=True)
         torch.save(cache, file)
     return [cache[key] for key in keys]
 
