@@ -94,19 +94,19 @@ def test_consecutive_rows_give_the_same_bits_as_scattered_ones(
     query, key, value = (torch.randn(1, heads, num_tokens, head_dim, generator=generator) for heads in (6, 2, 2))
 
     def attended(rows: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Tensor:
-        placed = [each.new_zeros(1, each.shape[1], 400, head_dim) for each in (query, key, value)]
-        for place, each in zip(placed, (query, key, value), strict=True):
-            place[:, :, rows] = each
         wanted = [Queries(rows, np.arange(num_tokens), rows)]
-        return BlockAttention(lambda: wanted).attend(*map(by_rows, placed), options)[0, rows]
+        placed = [placed_at(rows, each) for each in (query, key, value)]
+        return BlockAttention(lambda: wanted).attend(placed[0], placed[1], placed[2], options)[0, rows]
 
     scattered = np.random.default_rng(num_tokens).permutation(400)[:num_tokens]
     assert torch.equal(attended(offset + np.arange(num_tokens)), attended(scattered))
 
 
-def by_rows(states: Tensor) -> Tensor:
-    """The same values, laid out in memory as a projection's outputs are: row by row."""
-    return states.transpose(1, 2).contiguous().transpose(1, 2)
+def placed_at(rows: np.ndarray[tuple[int], np.dtype[np.int64]], states: Tensor) -> Tensor:
+    """(1, heads, 400, dim) with the states at the given rows and zeros elsewhere, in memory row by row as projections are."""
+    placed = states.new_zeros(1, 400, states.shape[1], states.shape[3])
+    placed[:, rows] = states.transpose(1, 2)
+    return placed.transpose(1, 2)
 
 
 def test_consecutive_rows_are_read_without_a_copy() -> None:
