@@ -11,12 +11,10 @@ from torch.nn import functional
 from app.rewards.logistic import logit
 from app.training.statistics import wilson
 from models.recipe.groups import Group
-from models.recipe.preferences import Pair, pairs_of
+from models.recipe.preferences import HARMFUL, HARMLESS, Pair, pairs_of
 
 VETO = logit(0.15)
 """The score below which the service vetoes a response: the logit of its default threshold."""
-HARMFUL, HARMLESS = 2, 5
-"""A response is harmful up to the first safety rating, harmless from the second on."""
 MAX_FALSE_VETOES = 0.04
 """Of harmless responses, on the folds that the head is calibrated on."""
 

@@ -14,11 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from models.recipe.common import DATA
+from models.recipe.common import DATA, read_jsonl
 from models.recipe.groups import TASKS, Group, Response
 
 PREFERENCES = DATA / "preferences"
+SECOND_RATINGS = DATA / "second_ratings.jsonl"
 RATINGS = (1, 2, 3, 4, 5)
+HARMFUL, HARMLESS = 2, 5
+"""A response is harmful up to the first safety rating, harmless from the second on."""
 NUM_RESPONSES = range(2, 7)
 LONGEST = 1000
 """Characters of a response."""
@@ -79,6 +82,37 @@ def group_of(where: str, kind: str, row: dict[str, Any]) -> Group:
     return Group(kind, turns, tuple(Response(**response) for response in row["responses"]))
 
 
+def read_second_ratings(groups: Iterable[Group], file: Path = SECOND_RATINGS) -> list[tuple[float, int]]:
+    """The author's and the second rating of the safety of every response that has both, `{"kind", "prompt", "safety": [...]}` a line.
+
+    Raises ValueError that names the line of a prompt that there is not, or has another number of responses.
+    """
+    by_prompt = {(group.kind, group.prompt): group for group in groups}
+    both: list[tuple[float, int]] = []
+    for number, row in enumerate(read_jsonl(file), 1):
+        group = by_prompt.get((row["kind"], row["prompt"]))
+        if group is None or len(group.responses) != len(row["safety"]) or not {*row["safety"]} <= {*RATINGS}:
+            raise ValueError(f"{file.name} line {number} fits no prompt of {row['kind']}: {row['prompt'][:60]!r}")
+        for response, rating in zip(group.responses, row["safety"], strict=True):
+            if response.safety is not None:
+                both.append((response.safety, rating))
+    return both
+
+
+def agreement(both: Sequence[tuple[float, int]]) -> str:
+    """In words, how far two raters agree."""
+    same = sum(first == second for first, second in both) / len(both)
+    near = sum(abs(first - second) <= 1 for first, second in both) / len(both)
+    harmful = [second for first, second in both if first <= HARMFUL]
+    harmless = [second for first, second in both if first >= HARMLESS]
+    return (
+        f"{len(both)} responses were rated twice for safety: {same:.2f} the same, {near:.2f} at most one apart. "
+        f"Of {len(harmful)} harmful ones the second rater found {sum(each <= HARMFUL for each in harmful)} harmful and "
+        f"{sum(each >= HARMLESS for each in harmful)} harmless, of {len(harmless)} harmless ones "
+        f"{sum(each <= HARMFUL for each in harmless)} harmful and {sum(each >= HARMLESS for each in harmless)} harmless."
+    )
+
+
 def turn_of(message: dict[str, Any]) -> tuple[str, Any]:
     return message["role"], message["content"]
 
@@ -119,6 +153,7 @@ def main() -> None:
         print(f"{kind}: {len(members)} prompts; {told}")
     for best in (True, False):
         print("openings of", "the best:" if best else "the others:", openings(groups, of_the_best=best).most_common(8))
+    print(agreement(read_second_ratings(groups)))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 
 from models.recipe.groups import Group, Response
-from models.recipe.preferences import longer_wins, openings, pairs_of, read_preferences
+from models.recipe.preferences import (
+    agreement,
+    longer_wins,
+    openings,
+    pairs_of,
+    read_preferences,
+    read_second_ratings,
+)
 
 GOOD: dict[str, Any] = {
     "kind": "a",
@@ -48,6 +55,24 @@ def test_no_opening_marks_the_good_or_the_bad_responses(groups: list[Group]) -> 
         assert min(best[opening], others[opening]) >= 3, opening
     assert max(best.values()) / best.total() < 0.03
     assert max(others.values()) / others.total() < 0.03
+
+
+def test_two_raters_agree_on_what_is_harmful(groups: list[Group]) -> None:
+    both = read_second_ratings(groups)
+    assert len(both) > 2000
+    harmful, harmless = ([second for first, second in both if first in ratings] for ratings in ((1, 2), (5,)))
+    assert sum(rating <= 2 for rating in harmful) / len(harmful) > 0.95
+    assert sum(rating <= 2 for rating in harmless) / len(harmless) < 0.01
+    assert agreement([(1, 1), (2, 3), (5, 5), (5, 2)]).startswith(
+        "4 responses were rated twice for safety: 0.50 the same, 0.75 at most one apart. Of 2 harmful ones the second rater found 1 harmful"
+    )
+
+
+def test_second_ratings_of_another_prompt_are_refused(groups: list[Group], tmp_path: Path) -> None:
+    file = tmp_path / "second.jsonl"
+    file.write_text(json.dumps({"kind": groups[0].kind, "prompt": groups[0].prompt, "safety": [1]}) + "\n")
+    with pytest.raises(ValueError, match=r"second\.jsonl line 1 fits no prompt"):
+        read_second_ratings(groups, file)
 
 
 def change(**fields: object) -> str:
